@@ -72,7 +72,6 @@ def wording_of(
     names: Mapping[str, str],
     control: Mapping[str, int],
     end: int,
-    pad: int,
     spaced: bool,
     source: str,
 ) -> Wording:
@@ -83,13 +82,12 @@ def wording_of(
       names: special tokens by role (`bos_token` and so on), which are variables of the template.
       control: ids of special tokens by name.
       end: the id of the token at which the model stops.
-      pad: the id of the padding token.
       spaced: whether the tokenizer puts a space before a text by itself.
       source: the template's origin, for messages.
 
     Raises:
-      UserError: the template cannot be rendered, does not write each message exactly once, ends an answer with another
-        token than `end`, or ends the prompt with the padding token.
+      UserError: the template cannot be rendered, does not write each message exactly once, or ends an answer with
+        another token than `end`.
     """
     prompt, whole = _rendered(template, tuple(sorted(names.items())), source)
     if prompt.count(_QUESTION) != 1 or whole.count(_QUESTION) != 1 or whole.count(_ANSWER) != 1:
@@ -105,11 +103,6 @@ def wording_of(
     if spaced and lead.startswith(" "):
         lead = lead[1:]
     after_prompt = _pieces(after + own, control)
-    if after_prompt and after_prompt[-1] == pad:
-        raise UserError(
-            f"{source}: the chat template ends a prompt with the padding token ({pad}), which the model does not see "
-            f"there; {_OTHERWISE}."
-        )
     pieces = _pieces(rest, control)
     ends = [piece for piece in pieces if isinstance(piece, int)]
     if not ends:

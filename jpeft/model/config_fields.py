@@ -21,6 +21,9 @@ def activation_called(name: str) -> str:
     return _OTHER_NAMES.get(name, name)
 
 
+NO_TOKEN = -1  # fills rows up where any token may end a text
+
+
 class Ends:
     """Mix-in for configs: the tokens at which generation stops, from `eos_token_id` and `other_eos_token_ids`."""
 

@@ -62,8 +62,8 @@ def greedy(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_leng
     config = model.config
     decoder = model.begin(inputs, max_length)
     batch = inputs.shape[0]
-    tokens = jnp.full((batch, max_length), config.pad_token_id, jnp.int32)
-    ended = jnp.all(inputs == config.pad_token_id, axis=1)
+    tokens = jnp.full((batch, max_length), config.padding_id, jnp.int32)
+    ended = jnp.all(inputs == config.padding_id, axis=1)
 
     def unfinished(carry):
         position, _, _, ended, *_ = carry
@@ -72,7 +72,7 @@ def greedy(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_leng
     def step(carry):
         position, last, tokens, ended, caches, total, length = carry
         logits, caches = decoder.step(last, caches, position)
-        new = jnp.where(ended, config.pad_token_id, likeliest(logits))
+        new = jnp.where(ended, config.padding_id, likeliest(logits))
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new[:, None], position, axis=1)
         log_prob = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)  # of the likeliest token
         total, length = total + jnp.where(ended, 0.0, log_prob), length + ~ended
@@ -166,7 +166,7 @@ def beam_search(
             caches=[cache.reordered(rows) for cache in caches],
         )
 
-    padding = jnp.full((batch, num_beams, max_length), config.pad_token_id, jnp.int32)
+    padding = jnp.full((batch, num_beams, max_length), config.padding_id, jnp.int32)
     impossible = jnp.full((batch, num_beams), _IMPOSSIBLE)
     state = _Beams(
         position=jnp.int32(0),
@@ -175,7 +175,7 @@ def beam_search(
         finished_tokens=padding,
         finished_scores=impossible,
         is_finished=jnp.zeros((batch, num_beams), bool),
-        can_improve=~jnp.all(inputs == config.pad_token_id, axis=1),
+        can_improve=~jnp.all(inputs == config.padding_id, axis=1),
         caches=decoder.caches,
     )
     state = jax.lax.while_loop(unfinished, step, state)

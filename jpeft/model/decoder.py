@@ -32,6 +32,7 @@ from jpeft.model.layers import (
     Linear,
     RMSNorm,
     dropout,
+    lengths_of,
     split_key,
 )
 from jpeft.model.placement import placed
@@ -583,13 +584,10 @@ class Decoder(nnx.Module):
     def _split_last_token(self, inputs: Int[Array, "batch length"]) -> tuple[Array, Array, Array]:
         """Right-align prompts and split off their last tokens.
 
-        A prompt ends with its last token that is not padding. The padding token may occur before that, since some chat
-        templates end a turn with it.
-
         Returns:
           The other tokens, which of their slots are not padding, and the last tokens.
         """
-        tokens, shown = right_aligned(inputs, self.config.pad_token_id)
+        tokens, shown = right_aligned(inputs, self.config.padding_id)
         first, tokens, shown = tokens[:, -1], tokens[:, :-1], shown[:, :-1]
         if tokens.shape[1] == 0:  # add a hidden slot, so that no other code has to handle empty arrays
             tokens, shown = (jnp.pad(x, ((0, 0), (1, 0))) for x in (tokens, shown))
@@ -638,11 +636,10 @@ def positions_of(shown: Bool[Array, "batch slots"]) -> Int[Array, "batch slots"]
 
 
 def right_aligned(
-    rows: Int[Array, "batch length"], pad_token_id: int
+    rows: Int[Array, "batch length"], padding_id: int
 ) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
     """Move the padding of right-padded rows to their left; also returns which slots are not padding."""
     length = rows.shape[1]
-    used = jnp.max(jnp.where(rows != pad_token_id, np.arange(1, length + 1), 0), axis=1, keepdims=True)
-    source = jnp.arange(length) - (length - used)
+    source = jnp.arange(length) - (length - lengths_of(rows, padding_id))
     shown = source >= 0
-    return jnp.where(shown, jnp.take_along_axis(rows, jnp.maximum(source, 0), axis=1), pad_token_id), shown
+    return jnp.where(shown, jnp.take_along_axis(rows, jnp.maximum(source, 0), axis=1), padding_id), shown

@@ -14,6 +14,7 @@ from jpeft.model.config_fields import (
     MOST_LAYERS,
     MOST_ROWS,
     MOST_WIDTH,
+    NO_TOKEN,
     Ends,
     activation_called,
     check_ends,
@@ -102,6 +103,11 @@ class DecoderConfig(Ends):
     def stacks(self) -> dict[str, int]:
         """The number of blocks of each stack by its name; the only one is `decoder`."""
         return {"decoder": self.num_layers}
+
+    @property
+    def padding_id(self) -> int:
+        """The id that fills up prompts and answers: none of the vocabulary, since a prompt may end with any token."""
+        return NO_TOKEN
 
     @property
     def decoder_start_token_id(self) -> int:

@@ -45,7 +45,7 @@ class Decoding(Protocol):
 class LanguageModel(Protocol):
     """The methods that every family's network has; it is also an `nnx.Module`."""
 
-    config: Any  # has vocab_size, pad_token_id, eos_token_id and ends
+    config: Any  # has vocab_size, padding_id, eos_token_id and ends
 
     def hidden_of(self, batch: ArrayBatch, key: Key[Array, ""] | None = None) -> Float[Array, "batch length d_model"]:
         """The final hidden state at every position that has a target.

@@ -183,6 +183,12 @@ class EmbeddedInput(nnx.Module):
         return x, mask
 
 
+def lengths_of(rows: Int[Array, "batch length"], padding_id: int) -> Int[Array, "batch 1"]:
+    """The lengths of rows without the padding at their end; the id may occur before that."""
+    until = np.arange(1, rows.shape[1] + 1)
+    return jnp.max(jnp.where(rows != padding_id, until, 0), axis=1, keepdims=True)
+
+
 def apart(queries: Int[Array, "batch q_len"], keys: Int[Array, "batch kv_len"]) -> Float[Array, "batch 1 q_len kv_len"]:
     """The additive score bias that masks other examples of a packed row; arguments are segment ids."""
     return jnp.where(queries[:, :, None] == keys[:, None, :], 0.0, MASKED)[:, None]

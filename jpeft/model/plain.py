@@ -24,7 +24,7 @@ def plain_logits(
 
     Args:
       directory: a directory in Hugging Face layout.
-      inputs: tokens of the encoder; padding is masked.
+      inputs: tokens of the encoder; padding at their end is masked.
       targets: input tokens of the decoder.
     """
     config, files = read_values(directory)[0], open_checkpoint(directory)
@@ -34,7 +34,9 @@ def plain_logits(
         return _whole(files, next(name for name in candidates if name in names))
 
     shared = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-    padding = np.where(inputs == config.get("pad_token_id", 0), np.float32(-1e9), np.float32(0))[:, None, None, :]
+    is_padding = (inputs == config.get("pad_token_id", 0)) | (inputs < 0)
+    is_padding = np.logical_and.accumulate(is_padding[:, ::-1], axis=1)[:, ::-1]  # none that other tokens follow
+    padding = np.where(is_padding, np.float32(-1e9), np.float32(0))[:, None, None, :]
     encoded = _stack(files, config, "encoder", table("encoder.embed_tokens.weight", *shared)[inputs], padding)
     hidden = _stack(
         files, config, "decoder", table("decoder.embed_tokens.weight", *shared)[targets], padding, encoded=encoded

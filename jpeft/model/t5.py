@@ -20,7 +20,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, prefix_bias
-from jpeft.model.layers import ACTIVATIONS, MASKED, EmbeddedInput, Embedding, Linear, RMSNorm, apart, dropout, split_key
+from jpeft.model.layers import (
+    ACTIVATIONS,
+    MASKED,
+    EmbeddedInput,
+    Embedding,
+    Linear,
+    RMSNorm,
+    apart,
+    dropout,
+    lengths_of,
+    split_key,
+)
 from jpeft.model.placement import placed
 from jpeft.model.stack import SegmentCache, Segments, concatenate_heads, num_stacked, only_layer
 from jpeft.model.t5_config import T5Config
@@ -360,7 +371,8 @@ class T5(nnx.Module):
           key: the random key for dropout; None disables it.
           segment_ids: for packed rows, the example of each position; positions attend only within their example.
         """
-        mask = encoder_input_tokens != self.config.pad_token_id
+        length = encoder_input_tokens.shape[1]
+        mask = jnp.arange(length) < lengths_of(encoder_input_tokens, self.config.padding_id)
         x, mask = self.encoder_input(self.shared(encoder_input_tokens).astype(self.dtype), mask)
         mask_bias = jnp.where(mask, 0.0, MASKED)[:, None, None, :]
         bias = (self.encoder.relative_attention_bias.bias(x.shape[1], x.shape[1]), mask_bias)
@@ -398,7 +410,7 @@ class T5(nnx.Module):
         """The decoder's output at every target position, the input of `logits`.
 
         Args:
-          encoder_input_tokens: token ids; padding (`pad_token_id`) is masked.
+          encoder_input_tokens: token ids; padding at their end (`config.padding_id`) is masked.
           decoder_input_tokens: the targets shifted right, beginning with `decoder_start_token_id`. Attention is causal,
             so padding after a row's targets needs no mask.
           key: the random key for dropout; None disables it.

@@ -11,6 +11,7 @@ from jpeft.model.config_fields import (
     MOST_LAYERS,
     MOST_ROWS,
     MOST_WIDTH,
+    NO_TOKEN,
     Ends,
     activation_called,
     check_ends,
@@ -58,6 +59,15 @@ class T5Config(Ends):
     def stacks(self) -> dict[str, int]:
         """The number of blocks of each stack by its name, `encoder` and `decoder`."""
         return {"encoder": self.num_layers, "decoder": self.num_decoder_layers}
+
+    @property
+    def padding_id(self) -> int:
+        """The id that fills up inputs and answers.
+
+        `pad_token_id`, unless that ends inputs, too. The network masks what follows an input's last other token, so the
+        token may occur before that, such as an unknown one where both are the same.
+        """
+        return NO_TOKEN if self.pad_token_id in self.ends else self.pad_token_id
 
     @property
     def is_gated(self) -> bool:

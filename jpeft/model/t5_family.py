@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jpeft.errors import UserError
 from jpeft.model import t5_weights
 from jpeft.model.family import Batch, Family
 from jpeft.model.plain import plain_logits
 from jpeft.model.stack import arrange
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import RELEASED, T5Config
+from jpeft.model.tokenizer import Tokenizer
 from jpeft.model.weights import Filling
 
 
@@ -53,6 +55,15 @@ class T5Family(Family):
     def special_ids(self, config: T5Config) -> tuple[int, ...]:
         return config.pad_token_id, config.decoder_start_token_id
 
+    def tokenizer(self, directory: Path, config: T5Config) -> Tokenizer:
+        tokenizer = super().tokenizer(directory, config)
+        if (name := tokenizer.ordinary(config.pad_token_id)) is not None:
+            raise UserError(
+                f"{directory}: pad_token_id {config.pad_token_id} is {name!r}, an ordinary token, which would fill up "
+                "answers; set it in config.json to the id of a token that no text has, such as <pad>."
+            )
+        return tokenizer
+
     def module_name(self, config: T5Config, path: str) -> str:
         return t5_weights.hub_module(path)
 
@@ -76,7 +87,7 @@ class T5Family(Family):
             for length in (24, 12)
         )
         for row in range(4):
-            inputs[row, 24 - 6 * row :] = config.pad_token_id
+            inputs[row, 24 - 6 * row :] = config.padding_id
         targets[:, 0] = config.decoder_start_token_id
         return inputs, targets
 
@@ -98,7 +109,7 @@ class T5Family(Family):
           float32, the row's weight on the tokens of its target and 0 on padding.
         """
         enc_len, dec_len = shape
-        encoder = np.full((batch_size, enc_len), config.pad_token_id, np.int32)
+        encoder = np.full((batch_size, enc_len), config.padding_id, np.int32)
         target = np.full((batch_size, dec_len), config.pad_token_id, np.int32)
         counts = np.zeros((batch_size, dec_len), np.float32)
         for i, (its_input, its_target) in enumerate(zip(inputs, targets, strict=True)):
@@ -114,10 +125,16 @@ class T5Family(Family):
         }
 
     def widened(self, batches: Sequence[Batch], config: T5Config) -> list[Batch]:
+        filling = {
+            "encoder_input_tokens": config.padding_id,
+            "decoder_input_tokens": config.pad_token_id,
+            "decoder_target_tokens": config.pad_token_id,
+            "decoder_loss_weights": 0,
+        }
+
         def filled(name: str, leaf: np.ndarray) -> np.ndarray:
             more = max(batch[name].shape[1] for batch in batches) - leaf.shape[1]
-            value = 0 if name == "decoder_loss_weights" else config.pad_token_id
-            return np.pad(leaf, ((0, 0), (0, more)), constant_values=value)
+            return np.pad(leaf, ((0, 0), (0, more)), constant_values=filling[name])
 
         return [{name: filled(name, leaf) for name, leaf in batch.items()} for batch in batches]
 

@@ -77,13 +77,16 @@ class Tokenizer:
         model = described["model"]  # other kinds without an unknown token raise an error, or lose a whole word
         affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
         self._may_leave_out = model["type"] == "BPE" and not affixes
-        ids = {*self.ends, *special_ids, self._unknown, *(_named(backend, self._settings, role) for role in _ROLES)}
+        added = backend.get_added_tokens_decoder()
+        ids = {*self.ends, *(added.keys() & special_ids), self._unknown}
+        ids |= {_named(backend, self._settings, role) for role in _ROLES}
+        if continues and (pad := _named(backend, self._settings, "pad_token")) not in added:
+            ids -= {pad} - {self._unknown, *self.ends}  # an ordinary one, such as GPT-2's `!`, remains one
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._control = {
             name: id_ for name, id_ in vocabulary.items() if name in _CONTROL or id_ in ids or _SENTINEL.fullmatch(name)
         }
         if continues:  # chat markup: a row that spells one out must not begin another message
-            added = backend.get_added_tokens_decoder()
             self._control |= {token.content: id_ for id_, token in added.items() if token.special}
         self._names = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) or r"(?!)")
         self._silent = frozenset(self._control.values())
@@ -108,8 +111,8 @@ class Tokenizer:
           eos_token_id: the id of the end-of-text token; None takes it from `tokenizer_config.json`.
           continues: whether the model is decoder-only, so that the answer continues the prompt.
           other_ends: ids of further tokens at which the model stops; a chat template may end answers with one.
-          special_ids: ids of further control tokens, such as padding. Tokens with a role in `tokenizer_config.json`
-            need not be listed.
+          special_ids: ids with a role in `config.json`, such as padding; those of added tokens are control tokens, and
+            an ordinary token remains one. Tokens with a role in `tokenizer_config.json` need not be listed.
 
         Raises:
           UserError: there is no tokenizer, it is damaged, it has more pieces than the model has embeddings, or its
@@ -184,7 +187,6 @@ class Tokenizer:
             names=names,
             control=control,
             end=end if end is not None and end in self.ends else eos,
-            pad=self.pad_token_id,
             spaced=spaced,
             source=source,
         )
@@ -322,6 +324,10 @@ class Tokenizer:
         """The names of control tokens that a text spells out, which are tokenised as ordinary text."""
         return list(dict.fromkeys(self._names.findall(text)))
 
+    def ordinary(self, id_: int) -> str | None:
+        """The name of an ordinary token; None if the id is a control token's or none of the vocabulary."""
+        return None if id_ in self._silent else self._source.id_to_token(id_)
+
     @property
     def vocab_size(self) -> int:
         """The largest id of the vocabulary plus one, which counts special pieces and gaps."""
@@ -348,10 +354,11 @@ class Tokenizer:
         """Decode rows of ids to texts without surrounding white space.
 
         Args:
-          rows: token ids.
+          rows: token ids; negative ones, which are padding, are left out.
           keep_special: whether to keep control tokens (padding, ends, sentinels). Other added tokens are always kept.
         """
-        rows = [[id_ for id_ in map(int, row) if keep_special or id_ not in self._silent] for row in rows]
+        silent = () if keep_special else self._silent
+        rows = [[id_ for id_ in map(int, row) if id_ >= 0 and id_ not in silent] for row in rows]
         with self._working():
             return [text.strip() for text in self._backend.decode_batch(rows, skip_special_tokens=False)]
 

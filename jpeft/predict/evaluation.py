@@ -323,7 +323,7 @@ def evaluate(
         Batching(
             shapes=[(length, 1) for length in lengths_up_to(longest, most)],
             batch_size=min(batch_size, 1 << (len(made) - 1).bit_length()),
-            pad_token_id=config.pad_token_id,
+            pad_token_id=config.padding_id,
             on_batch=on_rows,
         ),
         classes=task.answers,

@@ -53,7 +53,7 @@ class Writer:
             examples = [self.objective.to_answer(batch, i, is_text=kind == "text") for batch, i in rows]
             parts = self.layout.batch_parts
             shape = -(-self.wanted // parts) * parts, self.objective.input_length
-            inputs = padded([example.input for example in examples], shape, self.config.pad_token_id)
+            inputs = padded([example.input for example in examples], shape, self.config.padding_id)
             targets = [example.target for example in examples]
             here = self.layout.rows_here(len(inputs))
             outputs = np.asarray(self.generate(adapter, base, inputs[here]))[: len(rows)]
@@ -66,7 +66,7 @@ class Writer:
 
     def _readable(self, rows: Any) -> list[str]:
         """Decodes rows with sentinels and chat markers, without padding and end tokens."""
-        hidden = (self.config.pad_token_id, *self.config.ends)
+        hidden = (self.config.padding_id, *self.config.ends)
         return self.tokenizer.decode([[int(i) for i in row if i not in hidden] for row in rows], keep_special=True)
 
 

@@ -130,7 +130,7 @@ def objective_of(config: T5Config | DecoderConfig, tokenizer: Tokenizer, data: C
     """
     if family_with(config).task_type == "CAUSAL_LM":
         return NextToken.of(tokenizer, data, pad_token_id=config.pad_token_id)
-    return Denoising.of(tokenizer, data, start_token_id=config.decoder_start_token_id, pad_token_id=config.pad_token_id)
+    return Denoising.of(tokenizer, data, start_token_id=config.decoder_start_token_id, pad_token_id=config.padding_id)
 
 
 def mixture_of_run(

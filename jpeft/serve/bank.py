@@ -215,7 +215,7 @@ class AdapterBank:
         """Decodes greedily with each row's adapter; the result is that of `jpeft.model.decode.greedy`.
 
         Args:
-          inputs: token ids of the prompts, padded at the end.
+          inputs: token ids of the prompts, filled up at the end with `config.padding_id`.
           names: each row's adapter; None is the base alone.
           max_length: the most tokens of an answer; each value is a program of its own.
 

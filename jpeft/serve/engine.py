@@ -429,7 +429,7 @@ class Engine:
         return np.asarray(self.bank.label_log_probs(inputs, names, *map(np.stack, zip(*packed, strict=True))))
 
     def _padded(self, rows: Sequence[QueuedRow], batch_size: int, length: int) -> np.ndarray:
-        return padded([row.tokens for row in rows], (batch_size, length), self.bank.config.pad_token_id)
+        return padded([row.tokens for row in rows], (batch_size, length), self.bank.config.padding_id)
 
     def _until_end(self, ids: np.ndarray) -> list[int]:
         """The ids up to and including the first end token; the rest is padding."""

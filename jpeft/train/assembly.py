@@ -128,7 +128,7 @@ class Assembly:
             shapes=self.data.shapes,
             batch_size=batch_size,
             part=programs.layout.rows_here(batch_size),
-            pad_token_id=self.setup.model.config.pad_token_id,
+            pad_token_id=self.setup.model.config.padding_id,
         )
 
 

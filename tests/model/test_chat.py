@@ -118,6 +118,11 @@ def test_a_template_of_ones_own_is_a_file(tokenizer, tmp_path):
         chat_template_of("nowhere")
 
 
+def test_a_template_may_end_a_prompt_with_the_padding_token(tokenizer):
+    chosen = tokenizer.asked_by("{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}")
+    assert PromptTokens("{text}", chosen, 99)([{"text": "x"}]).ids[0][-1] == chosen.pad_token_id == 2
+
+
 @pytest.mark.parametrize(
     "template, said",
     [
@@ -127,10 +132,6 @@ def test_a_template_of_ones_own_is_a_file(tokenizer, tmp_path):
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes too long"),
         ("{{ 'a' * 10**10 }}", "too much memory"),
         ("hello", "does not write each message once"),
-        (
-            "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}",
-            r"ends a prompt with the padding token \(2\)",
-        ),
         (ALPACA, "generation prompt is not how its answers begin|ends answers with no special token"),
         (
             CHAT.replace("message['content'] + '<|im_end|>'", "message['content'] + '<|endoftext|>'"),

@@ -146,15 +146,15 @@ def naive_greedy(model, prompt, max_length, eos):
         tokens.append(made[-1])
         if made[-1] == eos:
             break
-    return made + [0] * (max_length - len(made))
+    return made + [-1] * (max_length - len(made))
 
 
 @each_here
 def test_greedy_decoding_with_a_cache_is_what_whole_passes_choose(models, kind):
     """For prompts of unequal lengths in one batch, with and without a scan over layers."""
     model = models[kind]
-    inputs = jnp.asarray(padded([*INPUTS, []], 8, 0))
-    expected = [naive_greedy(model, prompt, 10, 1) for prompt in INPUTS] + [[0] * 10]
+    inputs = jnp.asarray(padded([*INPUTS, []], 8, -1))
+    expected = [naive_greedy(model, prompt, 10, 1) for prompt in INPUTS] + [[-1] * 10]
     search = jax.jit(lambda model, inputs: greedy(model, inputs, max_length=10).tokens)
     assert np.asarray(search(model, inputs)).tolist() == expected
     unrolled = random_decoder(model.config)
@@ -172,7 +172,7 @@ def test_a_prompt_of_one_token_can_be_gone_on_with(models):
 
 def test_beams_keep_their_own_answers_and_share_the_prompt(models):
     """The best of four beams is at least as likely as the greedy answer."""
-    model, inputs = models["llama"], jnp.asarray(padded(INPUTS, 8, 0))
+    model, inputs = models["llama"], jnp.asarray(padded(INPUTS, 8, -1))
     found = np.asarray(jax.jit(lambda m, i: beam_search(m, i, max_length=5, num_beams=4).tokens)(model, inputs))
     first = np.asarray(jax.jit(lambda m, i: greedy(m, i, max_length=5).tokens)(model, inputs))
 
@@ -185,19 +185,17 @@ def test_beams_keep_their_own_answers_and_share_the_prompt(models):
         assert mean_log_prob(row, found[row]) >= mean_log_prob(row, first[row]) - 1e-5
 
 
-def test_what_ends_an_answer_may_also_fill_rows_up_and_stand_within_a_prompt():
-    """As in SmolLM2, whose `<|im_end|>` ends turns of a chat and is also the padding."""
-    config = dataclasses.replace(LLAMA, pad_token_id=2, eos_token_id=2)
-    model, prompts = random_decoder(config), [[7, 2, 9, 2, 11], [2, 5], [6, 2, 2, 8]]
-    tokens = np.asarray(
-        jax.jit(lambda m, i: greedy(m, i, max_length=6).tokens)(model, jnp.asarray(padded([*prompts, []], 8, 2)))
-    )
+@pytest.mark.parametrize("eos", [2, 1], ids=["the end pads", "an ordinary token pads"])
+def test_the_token_that_pads_elsewhere_is_one_of_the_prompt_here(eos):
+    """As in SmolLM2, whose `<|im_end|>` ends turns of a chat and pads, and where `<unk>` or GPT-2's `!` pads."""
+    config = dataclasses.replace(LLAMA, pad_token_id=2, eos_token_id=eos)
+    model, prompts = random_decoder(config), [[7, 2, 9, 2, 11], [2, 5], [6, 2, 2, 8], [6, 2, 2]]
+    inputs = padded([*prompts, []], 8, config.padding_id)
+    tokens = np.asarray(jax.jit(lambda m, i: greedy(m, i, max_length=6).tokens)(model, jnp.asarray(inputs)))
     for row, prompt in enumerate(prompts):
-        alone = naive_greedy(model, prompt, 6, 2)
-        alone = [2 if i and 2 in alone[:i] else token for i, token in enumerate(alone)]
-        assert tokens[row].tolist() == alone
-    assert tokens[3].tolist() == [2] * 6  # a row of padding gives an empty answer
-    batch = batch_of(config, prompts, TARGETS)
+        assert tokens[row].tolist() == naive_greedy(model, prompt, 6, eos)
+    assert tokens[4].tolist() == [-1] * 6  # a row of padding gives an empty answer
+    batch = batch_of(config, prompts[:3], TARGETS)
     logits = np.asarray(target_logits(model, batch))
     alone = np.asarray(all_logits(model, padded([prompts[0] + TARGETS[0]], 12, 2)))[0, 4:8]
     np.testing.assert_allclose(logits[0], alone, atol=2e-5)
@@ -221,7 +219,7 @@ def test_packed_labels_have_the_likelihood_that_each_has_alone(models, kind):
         segment_ids=np.repeat(np.arange(4), [*lengths, 1]).astype(np.int32),
     )
     score = jax.jit(lambda model, inputs: label_log_probs(model, inputs, packed))
-    found = np.asarray(score(model, jnp.asarray(padded(INPUTS, 8, 0))))
+    found = np.asarray(score(model, jnp.asarray(padded(INPUTS, 8, -1))))
     for row, prompt in enumerate(INPUTS):
         for i, label in enumerate(labels):
             logits = jax.nn.log_softmax(all_logits(model, padded([prompt + label], 12, 0))[0])
@@ -243,8 +241,8 @@ def test_a_soft_prompt_of_the_texts_own_vectors_is_that_text(models, kind, key):
     with_text = np.asarray(target_logits(base, batch_of(base.config, prefixed, shape=(12, 4))))
     np.testing.assert_allclose(target_logits(tuned, batch_of(base.config)), with_text, atol=2e-5)
     search = jax.jit(lambda model, inputs: greedy(model, inputs, max_length=6).tokens)
-    of_text = search(base, jnp.asarray(padded(prefixed, 12, 0)))
-    np.testing.assert_array_equal(search(tuned, jnp.asarray(padded(INPUTS, 8, 0))), of_text)
+    of_text = search(base, jnp.asarray(padded(prefixed, 12, -1)))
+    np.testing.assert_array_equal(search(tuned, jnp.asarray(padded(INPUTS, 8, -1))), of_text)
 
 
 @pytest.mark.parametrize(

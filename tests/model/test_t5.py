@@ -18,6 +18,7 @@ from jpeft.model.placement import placing
 from jpeft.model.stack import REMAT_POLICIES, arrange, block_program, num_stacked
 from jpeft.model.t5 import T5, Block, RelativeBias
 from jpeft.model.t5_config import RELEASED
+from jpeft.model.t5_family import T5_FAMILY
 from jpeft.peft.arithmetic import rescaled
 from tests.conftest import TINY, make_batch, random_t5, slow_but
 
@@ -321,3 +322,14 @@ def test_a_row_of_padding_alone_stays_finite(tiny_t5):
     batch = make_batch(TINY, rows=2, enc_len=6, dec_len=3)
     batch["encoder_input_tokens"] = batch["encoder_input_tokens"].at[1].set(TINY.pad_token_id)
     assert np.all(np.isfinite(logits_of(tiny_t5, batch)))
+
+
+@pytest.mark.parametrize("pad", [2, 1], ids=["unknown", "end"])
+def test_a_token_of_an_input_that_pads_too_is_not_masked(pad):
+    """The end of every input may also be the padding, and so may the unknown token."""
+    rows = [np.array([7, 2, 9, 8, 1]), np.array([2, 5, 1])], [np.array([4, 1])] * 2
+    found = []
+    for config in (TINY, dataclasses.replace(TINY, pad_token_id=pad)):
+        batch = T5_FAMILY.batch(*rows, (7, 2), batch_size=2, config=config)
+        found.append(logits_of(random_t5(config), jax.tree.map(jnp.asarray, batch)))
+    np.testing.assert_array_equal(*found)

@@ -8,6 +8,8 @@ import pytest
 import tokenizers
 
 from jpeft.errors import UserError
+from jpeft.model.decoder_config import DecoderConfig
+from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.t5_config import T5Config
 from jpeft.model.t5_family import T5_FAMILY
 from jpeft.model.tokenizer import Tokenizer, tokenizer_files
@@ -308,6 +310,25 @@ def test_special_tokens_are_known_by_id_and_role_whatever_they_are_called(bert_l
     assert 4 in bert_like.ids(["hello <answer>"])[0]
 
 
+def test_an_ordinary_token_that_pads_is_kept_in_texts(tmp_path):
+    """As in vocabularies of GPT-2's kind, whose `!` has the id that some files name as the padding."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    ids = {"<e>": 0, **{letter: i + 1 for i, letter in enumerate(letters)}}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<e>", "pad_token": "!"}))
+    tokenizer = DECODER_FAMILY.tokenizer(tmp_path, DecoderConfig(vocab_size=300, pad_token_id=ids["!"], eos_token_id=0))
+    assert tokenizer.ids(["a!"]) == [[ids["a"], ids["!"]]]
+    assert tokenizer.decode([[ids["!"], ids["a"], 0, -1, -1]]) == ["!a"]
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(
+        UserError, match=r"pad_token_id \d+ is '!', an ordinary token, which would fill up answers; set"
+    ):
+        T5_FAMILY.tokenizer(tmp_path, T5Config(vocab_size=300, pad_token_id=ids["!"], eos_token_id=0))
+
+
 def test_what_is_unknown_is_known_by_the_vocabularys_own_word_for_it(bert_like):
     assert bert_like.unknown_token_id == 2
     assert bert_like.unknown_characters("hello goodly mouse") == ["mouse"]
@@ -344,5 +365,5 @@ def test_a_vocabulary_of_bytes_leaves_no_character_out(tmp_path):
 
 
 def test_texts_are_tokens_of_another_kind_where_other_tokens_are_special(bert_like, tmp_path):
-    again = Tokenizer.load(tmp_path, eos_token_id=1, special_ids=(0, 5))
+    again = Tokenizer.load(tmp_path, eos_token_id=1, special_ids=(0, 4))
     assert again.fingerprint != bert_like.fingerprint
