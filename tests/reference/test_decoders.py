@@ -150,7 +150,7 @@ def test_generated_tokens(pair, beams):
     """64 tokens for prompts of unequal length in one batch."""
     theirs, ours, _ = pair
     rows, pad = prompts(), ours.config.pad_token_id
-    left, right = np.full((2, 4, 24), pad, np.int64)
+    left, right = (np.full((4, 24), id_, np.int64) for id_ in (pad, ours.config.padding_id))
     mask = np.zeros((4, 24), np.int64)
     for i, row in enumerate(rows):
         left[i, 24 - len(row) :], right[i, : len(row)], mask[i, 24 - len(row) :] = row, row, 1

@@ -133,7 +133,7 @@ def test_greedy_answers_to_prompts_of_unequal_length_are_those_of_transformers(n
     asked = TEXTS[:6]
     made = PromptTokens("{text}", tokenizers[0], 200)([{"text": text} for text in asked]).ids
     longest = max(map(len, made))
-    rows = np.array([[*ids, *[2] * (longest - len(ids))] for ids in made], np.int32)
+    rows = np.array([[*ids, *[network.config.padding_id] * (longest - len(ids))] for ids in made], np.int32)
     found = np.asarray(greedy(network, jnp.asarray(rows), max_length=16).tokens)
     for ids, row in zip(made, found, strict=True):
         with torch.no_grad():
