@@ -33,12 +33,19 @@ from jpeft.eval.loss import loss_sums
 from jpeft.leaves import Model, copied
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft import attaching
-from jpeft.peft.made_by import finite, require_attached_by, require_made_by, require_method, trained_places
+from jpeft.peft.made_by import (
+    finite,
+    remember,
+    remembered,
+    require_attached_by,
+    require_made_by,
+    require_method,
+    trained_places,
+)
 from jpeft.peft.method import Method
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter
-from jpeft.peft.wrapping import attached_method, is_adapted, remember_method
 from jpeft.program import Program
 from jpeft.recent import Recent
 from jpeft.train.optimizer import with_rate_factors
@@ -141,7 +148,7 @@ def attach(
         says = "begins with what rounding took away: name the wide model" if wide is None else "has no use for one"
         raise UserError(f"wide is {'missing' if wide is None else repr(str(wide))}, and {method.describe()} {says}.")
     tuned = attaching.attach(model, method, chosen, jax.random.key(seed))
-    _remember(method, tuned)
+    remember(method, tuned)
     if wide is not None:
         attaching.init_from_residual(tuned, method, _lost(model, str(wide)))
     if where is None and method.trains_base:
@@ -165,33 +172,6 @@ def _warn_of_unknown_shapes(model: nnx.Module, method: Method, selection: Select
             "instances are stacked along a first axis needs attributes in_features and out_features, or num_features.",
             stacklevel=3,
         )
-
-
-def _remember(method: Method, tuned: nnx.Module) -> None:
-    """Stores the method in the modules that it has just adapted, so that `fit` finds it there."""
-    for place in trained_places(tuned):
-        if is_adapted(place.module) and attached_method(place.module) is None:
-            remember_method(place.module, method)
-
-
-def _remembered(tuned: nnx.Module) -> Method | None:
-    """The method that was attached to the model; None if it is unknown, or if there are several.
-
-    Raises:
-      UserError: there are several, and one of them has learning rates or a schedule of its own.
-    """
-    found = (attached_method(place.module) for place in trained_places(tuned))
-    # Equal methods may still differ in their learning rates, which do not affect outputs.
-    methods = list({(method, *method.rate_factors.items()): method for method in found if method is not None}.values())
-    if len(methods) == 1:
-        return methods[0]
-    special = [method for method in methods if method.plans_by_steps or method.rate_factors]
-    if special:
-        raise UserError(
-            f"the model has several methods attached, and {special[0].describe()} has learning rates or steps of its "
-            "own; say by `method` which one is followed."
-        )
-    return None
 
 
 _WHERE = "expected a regular expression as text, a Selection, or some of jpeft.sites(model)"
@@ -300,8 +280,7 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
     require_path("directory", directory)
     notes: list[str] = []
     directory = adapter_directory(Path(directory))
-    adapted, method, _ = files.load_adapter(directory, model, report=notes.append)
-    _remember(method, adapted)
+    adapted, _, _ = files.load_adapter(directory, model, report=notes.append)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     task = TaskOfRun.read(directory)
@@ -349,7 +328,8 @@ def fit(
       learning_rate: of AdamW. None is the highest of the method's own default rates, or 1e-3 where no method is known.
       optimizer: replaces AdamW and `learning_rate`.
       method: whose default rates, rates of single leaves (LoRA+), penalty and work after each step (AdaLoRA) apply.
-        None is the one that `attach` or `load_adapter` has attached to `tuned`, where it was one alone.
+        None is the one that `attach`, `load` or `load_adapter` has attached to `tuned`. Several methods are followed
+        together if none has any of these but the same default rate, or a rate is given.
       total_steps: how many steps there will be, for a method with a schedule (AdaLoRA). None is the length of
         `batches`, if they have one.
 
@@ -357,7 +337,8 @@ def fit(
 
     Raises:
       UserError: nothing is trainable, or nothing that `method` attaches; the learning rate is not positive; both
-        `optimizer` and `learning_rate` are given; the method needs `total_steps` and it is unknown or too small; there
+        `optimizer` and `learning_rate` are given; several methods are attached and it is open which one is followed, or
+        at which default rate; the method needs `total_steps` and it is unknown or too small; there
         are no batches; or a batch lacks what the loss reads or holds something other than numbers.
       RunFailed: the loss or a trained parameter is not finite.
     """
@@ -371,7 +352,7 @@ def fit(
     if not jax.tree.leaves(adapter):
         raise UserError("fit was given a model in which nothing trains; attach a method first.")
     if method is None:
-        method = _remembered(tuned)
+        method = _method_to_follow(tuned, has_rate=learning_rate is not None or optimizer is not None)
     else:
         require_method(method)
         require_attached_by(tuned, method)
@@ -406,6 +387,36 @@ def fit(
         raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
     _warn_of_unreached(reached, len(losses))
     return Fitted(nnx.merge(graphdef, state.adapter, jax.tree.map(lambda leaf: leaf, weights), rest), losses)
+
+
+def _method_to_follow(tuned: nnx.Module, *, has_rate: bool) -> Method | None:
+    """The method that `fit` follows where it was given none; None where no method is known.
+
+    Of several methods without learning rates or hooks of their own it is any whose default rate is that of all.
+
+    Args:
+      tuned: the model.
+      has_rate: whether `fit` was given a learning rate or an optimizer, so that no default rate is needed.
+
+    Raises:
+      UserError: there are several methods, which differ in what `fit` would do.
+    """
+    methods = remembered(tuned)
+    if len(methods) < 2:
+        return methods[0] if methods else None
+    special = [method for method in methods if method.has_hooks or method.plans_by_steps or method.rate_factors]
+    if special:
+        raise UserError(
+            f"the model has several methods attached, and {special[0].describe()} has learning rates, a penalty or "
+            "steps of its own; say by `method` which one is followed."
+        )
+    rates = {method.learning_rates.warmup: method for method in methods}
+    if len(rates) > 1 and not has_rate:
+        told = " and ".join(f"{rate:g} of {method.describe()}" for rate, method in rates.items())
+        raise UserError(
+            f"the model has several methods attached, whose default learning rates differ ({told}); give learning_rate."
+        )
+    return methods[0]
 
 
 def _optimizer_of(

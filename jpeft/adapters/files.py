@@ -28,6 +28,7 @@ from jpeft.model.family import save_model
 from jpeft.model.source import ADAPTER_FILES
 from jpeft.peft.attaching import attach
 from jpeft.peft.interchange import LARGEST_NUMBER
+from jpeft.peft.made_by import remember
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
 from jpeft.peft.sites import Site, site_modules, sites
@@ -172,6 +173,7 @@ def load_adapter(
       RunFailed: a file is damaged or cut short.
     """
     opened = _open(directory, model, lambda method, chosen: attach(model, method, chosen, jax.random.key(0)))
+    remember(opened.method, opened.model)
     for note in opened.notes:
         report(f"adapter {directory}: {note}")
     return opened.model, opened.method, opened.sites

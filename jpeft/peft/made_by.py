@@ -1,4 +1,4 @@
-"""Checks that the trainable leaves of a model are those that a given method, with its options, attaches."""
+"""The method that a model's trainable leaves come from: it is remembered, and a given one is checked against them."""
 
 import dataclasses
 from typing import Any, cast
@@ -11,7 +11,7 @@ from jpeft.errors import UserError
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.sites import is_trained, site_modules
 from jpeft.peft.variables import Adapter
-from jpeft.peft.wrapping import attached_method, is_adapted
+from jpeft.peft.wrapping import AttachedMethod, attached_method, is_adapted, remember_method
 from jpeft.words import shortened
 
 
@@ -19,6 +19,20 @@ def require_method(method: Any) -> None:
     """Raises `UserError` if the argument is not an instance of a method, such as its class."""
     if not isinstance(method, Method):
         raise UserError(f"method is {shortened(method)}; expected a method such as jpeft.Lora(rank=8).")
+
+
+def remember(method: Method, tuned: nnx.Module) -> None:
+    """Keeps a method in the modules that it has just been attached to, for `remembered`."""
+    attached = AttachedMethod(method)
+    for place in trained_places(tuned):
+        if attached_method(place.module) is None:
+            remember_method(place.module, attached)
+
+
+def remembered(tuned: nnx.Module) -> list[Method]:
+    """The methods that are attached to a model, without repetitions."""
+    found = (attached_method(place.module) for place in trained_places(tuned))
+    return [attached.method for attached in dict.fromkeys(found) if attached is not None]
 
 
 def require_made_by(tuned: nnx.Module, method: Method) -> None:
@@ -50,8 +64,7 @@ def require_attached_by(tuned: nnx.Module, method: Method) -> None:
       UserError: it attached none of them.
     """
     places = trained_places(tuned)
-    remembered = [attached_method(place.module) for place in places]
-    if any(one is not None and one == method for one in remembered):
+    if AttachedMethod(method) in [attached_method(place.module) for place in places]:
         return
     # Sites of other methods must not influence the fields that `settled` derives from the sites.
     candidates = [place for place in places if place.sites[0].kind in method.kinds]

@@ -12,7 +12,7 @@ from jpeft.leaves import Model, copied
 from jpeft.peft.merge_checks import require_kernel_is_used_linearly, require_same_output, sample_output
 from jpeft.peft.sites import SiteModule, roles_of, site_modules
 from jpeft.peft.variables import Adapter
-from jpeft.peft.wrapping import is_adapted, take_off
+from jpeft.peft.wrapping import forget_method, is_adapted, take_off
 
 
 def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
@@ -47,6 +47,7 @@ def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
         for name, value in list(vars(module).items()):
             if isinstance(value, Adapter):  # a weight trained by full tuning
                 setattr(module, name, trained.setdefault(id(value), nnx.Param(value[...])))
+                forget_method(module)
     return model
 
 

@@ -1,6 +1,6 @@
 """Attaching an adapter to a module of any class, without changing its code, its attributes or its paths."""
 
-import contextlib
+import dataclasses
 import functools
 from typing import Any
 
@@ -66,24 +66,52 @@ def take_off(module: Any) -> nnx.Module:
     """Undoes `put`: gives the module its own class back and returns the adapter."""
     adapter = module.adapter
     del module.adapter, module.adapter_dimensions
-    vars(module).pop("attached_method", None)
+    forget_method(module)
     module.__class__ = type(module).unadapted
     return adapter
 
 
-def remember_method(module: Any, method: Any) -> None:
-    """Keeps with an adapted module the method that it came from; `attached_method` finds it again.
+class AttachedMethod:
+    """A method as a static attribute of a module, where it is part of the model's structure, the `nnx.GraphDef`.
 
-    The method becomes part of the model's structure (its `nnx.GraphDef`), so one that has no hash is not kept.
+    Two are equal if the methods agree in all options, also in those that their own equality leaves out
+    (`compare=False`): of equal structures `nnx.jit` keeps one, and gives it to the models of all of them. A method with
+    an option that has no hash, such as a list or an array, equals only itself.
     """
-    with contextlib.suppress(TypeError):  # a field that is a list, a dictionary or an array
-        hash(method)
-        module.attached_method = method
+
+    def __init__(self, method: Any):
+        self.method = method
+        options = (type(method), *(getattr(method, field.name) for field in dataclasses.fields(method)))
+        try:
+            self._hash, self._options = hash(options), options
+        except TypeError:
+            self._hash, self._options = id(method), None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AttachedMethod):
+            return NotImplemented
+        return self.method is other.method or (self._options is not None and self._options == other._options)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"AttachedMethod({self.method!r})"
 
 
-def attached_method(module: Any) -> Any | None:
+def remember_method(module: Any, attached: AttachedMethod) -> None:
+    """Keeps with a module the method that was attached to it; `attached_method` finds it again."""
+    module.attached_method = attached
+
+
+def attached_method(module: Any) -> AttachedMethod | None:
     """The method that `remember_method` kept with a module, or None."""
     return getattr(module, "attached_method", None)
+
+
+def forget_method(module: Any) -> None:
+    """Undoes `remember_method`."""
+    vars(module).pop("attached_method", None)
 
 
 def is_adapted(module: Any) -> bool:

@@ -14,6 +14,7 @@ from flax import nnx
 import jpeft
 from jpeft.arguments import require_texts
 from jpeft.peft.attaching import split
+from jpeft.peft.made_by import remembered
 from jpeft.peft.sites import sites
 from jpeft.peft.views import view_of
 from tests.conftest import TINY, random_t5, slow_but
@@ -398,6 +399,15 @@ def test_a_fit_knows_the_method_that_was_attached(method, tmp_path, recwarn):
         with pytest.raises(jpeft.UserError, match="several methods attached.* has learning rates"):
             jpeft.fit(two_ratios, batches, **options)
     assert not recwarn.list, "AdaLoRA prunes values to zero, which is no lack of gradients"
+
+
+@pytest.mark.parametrize("method", [ADALORA, jpeft.Vera(rank=2)], ids=lambda method: method.name)
+def test_a_loaded_model_knows_its_method_as_fit_needs_it(method, tmp_path, tiny_checkpoint):
+    tuned = jpeft.attach(jpeft.load(tiny_checkpoint)[0], method)
+    jpeft.save(tuned, method, tmp_path, base_name=str(tiny_checkpoint))
+    for loaded in (jpeft.load(adapter=tmp_path)[0], jpeft.load_adapter(tmp_path, jpeft.load(tiny_checkpoint)[0])):
+        (found,) = remembered(loaded)
+        assert type(found) is type(method) and found.rank == method.rank
 
 
 def same_leaves(one, other):

@@ -11,6 +11,7 @@ from flax import linen, nnx
 from flax.nnx import bridge
 
 import jpeft
+from jpeft.peft.made_by import remembered
 from tests.peft.filled import filled
 
 LORA = jpeft.Lora.official(rank=2)
@@ -181,16 +182,19 @@ def test_a_variable_may_be_set_to_a_number_of_python():
 
 @dataclasses.dataclass(frozen=True)
 class Listing(jpeft.Lora):
-    """A method with an option that has no hash."""
+    """A method with a penalty and an option that has no hash."""
 
     extra: list = dataclasses.field(default_factory=lambda: [1])
 
+    def penalty(self, adapter):
+        return self.extra[0] * sum(jnp.sum((leaf - 1) ** 2) for leaf in jax.tree.leaves(adapter))
 
-def test_a_method_without_a_hash_does_not_become_part_of_the_structure():
+
+def test_a_fit_follows_a_method_that_has_no_hash():
     tuned = jpeft.attach(nnx.Sequential(linear()), Listing(rank=2), where=".*")
     hash(jpeft.split(tuned)[0])
-    jpeft.fit(tuned, [X] * 2, squares)
-    jpeft.fit(tuned, [X] * 2, squares, method=Listing(rank=2))
+    losses = [jpeft.fit(tuned, [X] * 3, squares, **options).losses for options in ({}, {"method": Listing(rank=2)})]
+    assert losses[0] == losses[1]
 
 
 def test_an_optimizer_that_asks_for_more_than_gradients_is_refused():
@@ -219,6 +223,47 @@ def test_two_modules_of_one_path_are_told_before_anything_is_attached():
     model = nnx.Dict({"b/c": linear(), "b": nnx.Dict(c=linear())})
     with pytest.raises(jpeft.UserError, match="2 modules of the model have the path 'b/c'; rename a key with '/'"):
         jpeft.attach(model, LORA, where=".*")
+
+
+class Chain(nnx.Module):
+    """Two linear maps, one after the other, to each of which a method is attached."""
+
+    def __init__(self, first, second):
+        self.a, self.b = linear(), linear()
+        for method, name in ((first, "a"), (second, "b")):
+            setattr(self, name, jpeft.attach(nnx.Dict(it=linear()), method, where="it").it)
+
+    def __call__(self, x):
+        return self.b(self.a(x))
+
+
+def test_several_methods_are_followed_only_where_they_agree_on_it():
+    two_ranks = Chain(jpeft.Vera(rank=2), jpeft.Vera(rank=3))
+    losses = [jpeft.fit(two_ranks, [X] * 2, squares, **rate).losses for rate in ({}, {"learning_rate": 4e-3})]
+    assert losses[0] == losses[1], "both have VeRA's default rate"
+    with pytest.raises(jpeft.UserError, match=r"rates differ \(0.004 of VeRA .* and 0.003 of LoRA .*give"):
+        jpeft.fit(Chain(jpeft.Vera(rank=2), LORA), [X] * 2, squares)
+    with pytest.raises(
+        jpeft.UserError, match="several methods attached.* penalty or steps of its own; say by `method`"
+    ):
+        jpeft.fit(Chain(LORA, Listing(rank=2)), [X] * 2, squares, learning_rate=1e-3)
+
+
+def test_full_tuning_is_fitted_at_its_own_default_rate():
+    tuned = jpeft.attach(nnx.Dict(it=linear()), jpeft.Full(), where="it")
+    loss = lambda model, x: squares(model.it, x)
+    losses = [jpeft.fit(tuned, [X] * 2, loss, **rate).losses for rate in ({}, {"learning_rate": 3e-4})]
+    assert losses[0] == losses[1]
+    assert not hasattr(jpeft.merge(tuned).it, "attached_method")
+
+
+def test_a_jitted_function_gives_no_model_the_method_of_another():
+    methods = [jpeft.Lora.official(rank=2, b_rate_ratio=ratio) for ratio in (1.0, 16.0)]
+    evaluated = nnx.jit(lambda model, x: model(x))
+    for method in methods:
+        tuned = Chain(method, method)
+        evaluated(tuned, X)
+        assert [found.flags() for found in remembered(tuned)] == [method.flags()]
 
 
 def test_a_method_that_was_attached_in_two_calls_is_known_by_what_it_is():
