@@ -230,7 +230,8 @@ def save(
 
     Raises:
       UserError: an argument has the wrong type, nothing is attached, what is attached does not come from this method,
-        values are not finite, or an adapter would be written over a whole model.
+        values are not finite, the method is not in `METHODS` under its name, or an adapter would be written over a
+        whole model.
       RunFailed: the directory cannot be written.
     """
     from jpeft.data.task_file import TASK_FILE
@@ -270,7 +271,7 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
     converted or ignored.
 
     Raises:
-      UserError: there is no adapter, or it does not fit the model.
+      UserError: there is no adapter, it does not fit the model, or the model has an adapter already.
       RunFailed: a file is damaged or truncated.
     """
     from jpeft.data.task_file import TaskOfRun
@@ -328,8 +329,8 @@ def fit(
       learning_rate: of AdamW. None is the highest of the method's own default rates, or 1e-3 where no method is known.
       optimizer: replaces AdamW and `learning_rate`.
       method: whose default rates, rates of single leaves (LoRA+), penalty and work after each step (AdaLoRA) apply.
-        None is the one that `attach`, `load` or `load_adapter` has attached to `tuned`. Several methods are followed
-        together if none has any of these but the same default rate, or a rate is given.
+        None is the one that `attach`, `load` or `load_adapter` has attached to `tuned`, or several whose default rates
+        are the same, or replaced by a rate given here, and that have none of the others.
       total_steps: how many steps there will be, for a method with a schedule (AdaLoRA). None is the length of
         `batches`, if they have one.
 
@@ -337,9 +338,9 @@ def fit(
 
     Raises:
       UserError: nothing is trainable, or nothing that `method` attaches; the learning rate is not positive; both
-        `optimizer` and `learning_rate` are given; several methods are attached and it is open which one is followed, or
-        at which default rate; the method needs `total_steps` and it is unknown or too small; there
-        are no batches; or a batch lacks what the loss reads or holds something other than numbers.
+        `optimizer` and `learning_rate` are given; several methods are attached that would train differently,
+        and `method` or a learning rate does not decide; the method needs `total_steps` and it is unknown or too small;
+        there are no batches; or a batch lacks what the loss reads or holds something other than numbers.
       RunFailed: the loss or a trained parameter is not finite.
     """
     require_module("tuned", tuned)

@@ -28,9 +28,9 @@ from jpeft.model.family import save_model
 from jpeft.model.source import ADAPTER_FILES
 from jpeft.peft.attaching import attach
 from jpeft.peft.interchange import LARGEST_NUMBER
-from jpeft.peft.made_by import remember
+from jpeft.peft.made_by import remember, trained_places
 from jpeft.peft.method import Method
-from jpeft.peft.methods import METHODS
+from jpeft.peft.methods import METHODS, require_registered
 from jpeft.peft.sites import Site, site_modules, sites
 from jpeft.peft.variables import Adapter, Frozen
 from jpeft.words import one_line
@@ -90,11 +90,15 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
       The size of the weights file in bytes.
 
     Raises:
-      UserError: the directory holds a whole model, and the adapter would be a second thing to load from it.
+      UserError: the directory holds a whole model, and the adapter would be a second thing to load from it; or
+        `METHODS` has another method under this one's name, or none.
     """
+    is_whole_model = method.trains_base and not jax.tree.leaves(nnx.state(model, nnx.Param))
+    if not is_whole_model:
+        require_registered(method)
     directory.mkdir(parents=True, exist_ok=True)
     method = method.settled(chosen)
-    if method.trains_base and not jax.tree.leaves(nnx.state(model, nnx.Param)):
+    if is_whole_model:
         save_model(model, directory, kind=Adapter)
         _remove_adapters(directory, except_layout=None)
         return (directory / "model.safetensors").stat().st_size
@@ -169,7 +173,8 @@ def load_adapter(
       The model with the adapter attached, the method, and the sites where it is attached.
 
     Raises:
-      UserError: the directory holds no adapter, one of an unknown kind, or one that does not fit this base.
+      UserError: the directory holds no adapter, one of an unknown kind, or one that does not fit this base; or the
+        model has an adapter already.
       RunFailed: a file is damaged or cut short.
     """
     opened = _open(directory, model, lambda method, chosen: attach(model, method, chosen, jax.random.key(0)))
@@ -191,6 +196,11 @@ def open_adapter(directory: Path, model: nnx.Module) -> Opened:
 
 
 def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], Any]) -> Opened:
+    if trained := trained_places(model):
+        raise UserError(
+            f"{directory} needs a base without an adapter, and the model has one at {trained[0].sites[0].path}; load "
+            "the adapter onto the base itself, or merge the other one first."
+        )
     method, tensors, notes = read_adapter(directory, model)
     adapted_paths = {name.rpartition("/")[0] for name in tensors}
     by_path = {site.path: site for site in sites(model)}

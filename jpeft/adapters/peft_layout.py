@@ -44,7 +44,10 @@ def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | 
             return "separate updates of queries, keys and values, which this base's files fuse into one map"
     if method.peft_lacks is not None or model is None:
         return method.peft_lacks
-    return method.peft_lacks_at(chosen, peft_names(model))
+    if (lacks := method.peft_lacks_at(chosen, peft_names(model))) is not None:
+        return lacks
+    # A subclass of a method with a layout of PEFT's would be read as that method.
+    return None if _reader_of(peft_config(model, method, chosen)) is type(method) else method.name
 
 
 def peft_names(model: Any) -> PeftNames:
@@ -123,11 +126,12 @@ def read_peft(
 
 def _layout_for(config: Mapping[str, Any], source: str) -> type[PeftLayout]:
     """The method that reads a config. Raises `UserError` if none does."""
-    peft_type, known = config.get("peft_type"), peft_methods()
-    layout = next((one for one in known if one.peft_type == peft_type and one.peft_reads(config)), None)
+    layout = _reader_of(config)
     if layout is None:
-        types = dict.fromkeys(method.peft_type for method in known)
-        raise UserError(f"{source} is of PEFT type {repr(peft_type)[:60]}; jpeft reads {', '.join(types)}.")
+        types = dict.fromkeys(method.peft_type for method in peft_methods())
+        raise UserError(
+            f"{source} is of PEFT type {repr(config.get('peft_type'))[:60]}; jpeft reads {', '.join(types)}."
+        )
     return layout
 
 
@@ -142,3 +146,8 @@ def _refuse_unsupported(config: Mapping[str, Any], layout: type[PeftLayout], sou
             f"{source} also trains biases (bias={shortened(bias, 40)}), which jpeft's {layout.peft_type} does not; "
             "have PEFT merge it, or train without."
         )
+
+
+def _reader_of(config: Mapping[str, Any]) -> type[PeftLayout] | None:
+    peft_type = config.get("peft_type")
+    return next((one for one in peft_methods() if one.peft_type == peft_type and one.peft_reads(config)), None)

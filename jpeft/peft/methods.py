@@ -59,6 +59,21 @@ def build(name: str, reading: str = "paper", options: Mapping[str, Any] | None =
     return _constructor(method, reading)(**{known[key]: value for key, value in (options or {}).items()})
 
 
+def require_registered(method: Method) -> None:
+    """Checks that a method can be built again from its name, as loading an adapter does.
+
+    Raises:
+      UserError: the table has no method of that name, or another one.
+    """
+    cls, found = type(method), METHODS.get(method.name)
+    if found is not cls:
+        has = "has no method" if found is None else f"has {found.__name__}"
+        raise UserError(
+            f"{cls.__name__} cannot be loaded again: jpeft.peft.methods.METHODS {has} under its name {method.name!r}; "
+            f"give the class a `name` of its own and set METHODS[{cls.__name__}.name] = {cls.__name__}."
+        )
+
+
 def _constructor(method: type[Method], reading: str) -> Callable[..., Method]:
     return getattr(method, "official", method) if reading == "official" else method
 

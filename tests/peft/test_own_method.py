@@ -88,6 +88,40 @@ class PeftRankOne(RankOne, PeftLayout):
         return cls(stddev=float(file.number("one_stddev", 0.1))), leaves, []
 
 
+class Doubled(jpeft.Lora):
+    """A method that inherits name and layout from LoRA and computes otherwise."""
+
+    @property
+    def scale(self):
+        return 2 * super().scale
+
+
+class Named(Doubled):
+    name: ClassVar[str] = "doubled"
+
+
+def test_a_subclass_is_loaded_as_what_it_is_or_not_saved(tiny_t5, tmp_path, monkeypatch, key):
+    options = {"rank": 2, "scaling_vectors": False}
+    tuned = attach(tiny_t5, Doubled(**options), select(tiny_t5, Doubled(**options)), key)
+    with pytest.raises(
+        jpeft.UserError, match="Doubled cannot be loaded again: .*METHODS has Lora under its name 'lora'"
+    ):
+        jpeft.save(tuned, Doubled(**options), tmp_path / "new")
+    with pytest.raises(
+        jpeft.UserError, match=r"has no method under its name 'doubled'; .* METHODS\[Named.name\] = Named"
+    ):
+        jpeft.save(tuned, Named(**options), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setitem(METHODS, Named.name, Named)
+    jpeft.save(tuned, Named(**options), tmp_path)
+    _, method, _ = load_adapter(tmp_path, tiny_t5)
+    assert type(method) is Named and method == Named(**options)
+    with pytest.raises(
+        jpeft.UserError, match="needs a base without an adapter, and the model has one at decoder/.*merge"
+    ):
+        load_adapter(tmp_path, tuned)
+
+
 def test_a_layout_of_peft_that_it_declares_is_written_and_read(tiny_t5, key, monkeypatch):
     monkeypatch.setitem(METHODS, PeftRankOne.name, PeftRankOne)
     method = PeftRankOne(stddev=0.5)
