@@ -19,7 +19,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, read_peft
+from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, peft_unstored, read_peft
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, most_bytes_of, read_json_object, write_whole
 from jpeft.leaves import Part, fill, named_leaves, num_weights
@@ -41,6 +41,7 @@ _WEIGHTS = {OURS: "jpeft_adapter.safetensors", PEFTS: "adapter_model.safetensors
 # Accepted numbers of dimensions of a tensor; in our layout users' modules may have any.
 _DIMENSIONS = {_WEIGHTS[OURS]: tuple(range(9)), _WEIGHTS[PEFTS]: (1, 2)}
 _MAY_BE_EMPTY = (".lora_A", ".lora_B", ".lora_E")  # AdaLoRA may prune all ranks of a map
+_OPTIONS = "jpeft_options"  # in the metadata of the weights: the options of `PeftLayout.peft_unstored`, as JSON
 _BASE_KEY = {OURS: "base_model", PEFTS: "base_model_name_or_path"}
 
 
@@ -106,9 +107,12 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
         raise UserError(f"{whole} is of a whole model; name another directory for the adapter.")
     leaves = named_leaves(model, Adapter) | named_leaves(model, Frozen)
     method, tensors = method.to_save(leaves)
+    metadata = {"format": "pt"}
     if peft_lacks(method, chosen, model) is None:
         layout, config = PEFTS, peft_config(model, method, chosen)
         tensors = peft_tensors(model, type(method), tensors)
+        if unstored := peft_unstored(method):
+            metadata[_OPTIONS] = json.dumps(unstored)
     else:
         layout = OURS
         options = dataclasses.asdict(method)
@@ -117,7 +121,7 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
             config |= {"format_version": 2, "shared": shared}
     file = directory / _WEIGHTS[layout]
     with write_whole(file) as beside:
-        save_file({name: np.array(value, order="C") for name, value in tensors.items()}, beside, {"format": "pt"})
+        save_file({name: np.array(value, order="C") for name, value in tensors.items()}, beside, metadata)
     with write_whole(directory / layout) as beside:
         beside.write_text(json.dumps({_BASE_KEY[layout]: base_name, **config}, indent=2) + "\n")
     _remove_adapters(directory, except_layout=layout)
@@ -271,7 +275,8 @@ def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, 
         )
     config, tensors = _read_config(directory / layout), _read_tensors(directory / _WEIGHTS[layout], model)
     if layout == PEFTS:
-        return read_peft(config, tensors, model, source=str(directory))
+        method, tensors, notes = read_peft(config, tensors, model, source=str(directory))
+        return _with_unstored(method, directory / _WEIGHTS[layout]), tensors, notes
     method = _our_method(config, tensors, directory)
     if config.get("tensors") not in (None, len(tensors)):  # older versions did not write the number
         raise RunFailed(
@@ -317,6 +322,23 @@ def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], director
                     "both files again."
                 )
     return method
+
+
+def _with_unstored(method: Method, weights: Path) -> Method:
+    """The method with the options that `save_adapter` put into the metadata of a weights file in PEFT's layout."""
+    with safe_open(weights, framework="numpy") as file:
+        text = (file.metadata() or {}).get(_OPTIONS, "{}")
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        options = None
+    known = peft_unstored(method, all_of_them=True)
+    if not isinstance(options, dict) or not all(
+        name in known and type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
+        for name, value in options.items()
+    ):
+        raise RunFailed(f"{weights} is damaged: {_OPTIONS} in its metadata is {one_line(text)}; copy it again.")
+    return dataclasses.replace(method, **options)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ This module has what all methods share. Settings and tensors of a single method 
 (`jpeft.peft.interchange.PeftLayout`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,6 +94,14 @@ def peft_tensors(model: Any, method: type[Method], named: Mapping[str, np.ndarra
     """Converts leaves by our names to the tensors of `adapter_model.safetensors`."""
     assert issubclass(method, PeftLayout), f"{method.name} has no layout of PEFT's"
     return method.peft_tensors(named, functools.partial(_family_of(model).module_name, model.config))
+
+
+def peft_unstored(method: Method, *, all_of_them: bool = False) -> dict[str, Any]:
+    """The options of a method for which PEFT's config has no setting and that differ from their defaults, or all."""
+    assert isinstance(method, PeftLayout), f"{method.name} has no layout of PEFT's"
+    fields = [field for field in dataclasses.fields(method) if field.name in method.peft_unstored]
+    values = {field: getattr(method, field.name) for field in fields}
+    return {field.name: value for field, value in values.items() if all_of_them or value != field.default}
 
 
 def read_peft(

@@ -20,6 +20,7 @@ from jpeft.peft.row_wise import Rows
 from jpeft.peft.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, Site
 from jpeft.peft.variables import Adapter
 
+_SCHEDULE_STEPS = 1_000_000_000  # `total_step` in PEFT's config, of which its `tinit` and `tfinal` are our fractions
 SMOOTHING = 0.85  # beta 1 and beta 2 of eq. 9 and 10, as in all experiments of the paper
 
 
@@ -100,12 +101,17 @@ class AdaLora(AddedModules, PeftLayout):
         "init_r": NUMBER,
         "target_r": NUMBER,
         "orth_reg_weight": NUMBER,
+        "tinit": NUMBER,
+        "tfinal": NUMBER,
+        "deltaT": NUMBER,
+        "total_step": NUMBER,
     }
     # PEFT's AdaLoraConfig has all fields of its LoraConfig as well.
     peft_ignored: ClassVar[Collection[str]] = [
         *Lora.peft_settings,
         *Lora.peft_ignored,
-        *"tinit tfinal deltaT beta1 beta2 total_step".split(),
+        "beta1",
+        "beta2",
     ]
     peft_refused: ClassVar[Collection[str]] = Lora.peft_refused
     peft_leaves: ClassVar = {"lora_a": "lora_A", "lora_b": "lora_B", "lora_e": "lora_E"}
@@ -246,9 +252,9 @@ class AdaLora(AddedModules, PeftLayout):
             "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha,
             "orth_reg_weight": self.orthogonality,
             "deltaT": self.allocate_every,
-            "tinit": 0,
-            "tfinal": 0,
-            "total_step": 1,  # required by PEFT, which uses it for training only
+            "tinit": round(self.initial_fraction * _SCHEDULE_STEPS),
+            "tfinal": round(self.final_fraction * _SCHEDULE_STEPS),
+            "total_step": _SCHEDULE_STEPS,
             "lora_dropout": 0.0,
             "bias": "none",
             "target_modules": peft.target_modules(chosen),
@@ -266,6 +272,9 @@ class AdaLora(AddedModules, PeftLayout):
     def from_peft(cls, file: PeftFile) -> tuple["AdaLora", Tensors, list[str]]:
         """Pads maps whose pruned triplets PEFT did not store with zeros, which do not change the outputs.
 
+        PEFT's schedule, in steps of `total_step`, is read as fractions of a run. The defaults stand for one that leaves
+        no steps to prune in, such as that of one step which earlier versions of jpeft wrote.
+
         In further training a triplet of zeros gets a gradient from the penalty only, so it stays without effect.
         """
         width = int(file.number("init_r", 12))
@@ -277,7 +286,18 @@ class AdaLora(AddedModules, PeftLayout):
                 "needs ranks of at least 1 and an alpha of more than 0."
             )
         weight = file.number("orth_reg_weight", 0.5)
-        method = cls(rank=target, initial_rank=width, alpha=float(alpha), orthogonality=float(weight))
+        every, total = int(file.number("deltaT", 1)), file.number("total_step", 0)
+        start, end = (file.number(key, 0) for key in ("tinit", "tfinal"))
+        prunes = total > 1 and start >= 0 and end >= 0 and start + end < total
+        schedule = {"initial_fraction": start / total, "final_fraction": end / total} if prunes else {}
+        method = cls(
+            rank=target,
+            initial_rank=width,
+            alpha=float(alpha),
+            orthogonality=float(weight),
+            allocate_every=max(every, 1),
+            **schedule,
+        )
         leaves, ranks = {}, set()
         for path, (module, tensors) in file.by_path().items():
             if set(tensors) != {"lora_A", "lora_B", "lora_E"}:

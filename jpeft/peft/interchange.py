@@ -94,6 +94,8 @@ class PeftLayout(abc.ABC):
       peft_ignored: settings that PEFT writes for the method and that do not change what an adapter computes.
       peft_refused: settings that change what an adapter computes in ways that jpeft does not implement.
       peft_leaves: for each leaf that modules have, the last part of its tensor's name in PEFT's files.
+      peft_unstored: options, numbers that only training reads, for which PEFT's config has no setting. They are stored
+        in the metadata of the weights file, which PEFT ignores.
     """
 
     peft_type: ClassVar[str]
@@ -101,6 +103,7 @@ class PeftLayout(abc.ABC):
     peft_ignored: ClassVar[Collection[str]] = ()
     peft_refused: ClassVar[Collection[str]] = ()
     peft_leaves: ClassVar[Mapping[str, str]] = {}
+    peft_unstored: ClassVar[Collection[str]] = ()
 
     # --- reading ---
 

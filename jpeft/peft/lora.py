@@ -206,6 +206,7 @@ class Lora(AddedModules, PeftLayout):
         use_bdlora arrow_config kasa_config monteclora_config velora_config
     """.split()
     peft_leaves: ClassVar[Mapping[str, str]] = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+    peft_unstored: ClassVar[Collection[str]] = ("b_rate_ratio",)
 
     rank: int = 2
     alpha: float = 1.0

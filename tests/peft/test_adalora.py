@@ -137,7 +137,7 @@ def test_peft_files_of_maps_with_fewer_triplets(tmp_path):
     config = {"peft_type": "ADALORA", "init_r": 3, "target_r": 1, "lora_alpha": 6, "target_modules": [q, k]}
     config |= {"rank_pattern": {f"{q}.lora_E": [True, False, True], f"{k}.lora_E": [False] * 3}}
     method, leaves, notes = read_peft(config, tensors, model, source="here")
-    assert method == AdaLora(rank=1, initial_rank=3, alpha=6.0, orthogonality=0.5)
+    assert method == AdaLora(rank=1, initial_rank=3, alpha=6.0, orthogonality=0.5, allocate_every=1)
     assert notes == ("ranks from 0 to 2 were padded with zeros to 3",)
     found = leaves["encoder/layers/0/self_attention/q/lora_e"]
     np.testing.assert_array_equal(found, [*tensors[f"base_model.model.{q}.lora_E"][:, 0], 0])

@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jpeft.leaves import named_leaves
 from jpeft.model import t5_weights
 from jpeft.model.family import abstract_model
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.peft.adalora import AdaLora
 from jpeft.peft.attaching import attach
 from jpeft.peft.dora import Dora
 from jpeft.peft.ia3 import Ia3
@@ -215,6 +217,28 @@ def test_trained_biases_are_not_taken_for_another_bases_weights(saved, tiny_t5):
 def test_a_config_that_contradicts_its_weights_is_damage(changes, says, saved, tiny_t5):
     with pytest.raises(RunFailed, match=re.escape(says)):
         load_adapter(saved(**changes), tiny_t5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"tinit": 200, "tfinal": 500, "total_step": 2000, "deltaT": 5}, (5, 0.1, 0.25)),
+        ({"tinit": 0, "tfinal": 0, "total_step": 1}, (3, 0.1, 0.3)),  # of jpeft's earlier files
+        ({"tinit": 0, "tfinal": 500, "total_step": None, "deltaT": None}, (1, 0.1, 0.3)),
+    ],
+)
+def test_a_schedule_of_adalora_is_read_in_fractions(changes, expected, saved, tiny_t5):
+    method = AdaLora(rank=1, allocate_every=3, initial_fraction=0.2)
+    found: Any = read_adapter(saved(method, Q, **changes), tiny_t5)[0]
+    assert (found.allocate_every, found.initial_fraction, found.final_fraction) == expected
+
+
+@pytest.mark.parametrize("options", ["[", "[1]", '{"rank": 2}', '{"b_rate_ratio": "16"}', '{"b_rate_ratio": 1e300}'])
+def test_options_in_the_metadata_of_weights_are_those_that_peft_lacks_and_numbers(options, saved, tiny_t5):
+    directory = saved()
+    save_file(dict(load_file(directory / WEIGHTS)), directory / WEIGHTS, {"jpeft_options": options})
+    with pytest.raises(RunFailed, match=r"adapter_model.safetensors is damaged: jpeft_options in its metadata is "):
+        read_adapter(directory, tiny_t5)
 
 
 def test_ia3_elsewhere_is_refused_by_the_name_of_the_module(saved, tiny_t5):
