@@ -281,7 +281,8 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
     require_path("directory", directory)
     notes: list[str] = []
     directory = adapter_directory(Path(directory))
-    adapted, _, _ = files.load_adapter(directory, model, report=notes.append)
+    adapted, method, _ = files.load_adapter(directory, model, report=notes.append)
+    remember(method, adapted)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     task = TaskOfRun.read(directory)

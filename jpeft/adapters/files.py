@@ -28,7 +28,7 @@ from jpeft.model.family import save_model
 from jpeft.model.source import ADAPTER_FILES
 from jpeft.peft.attaching import attach
 from jpeft.peft.interchange import LARGEST_NUMBER
-from jpeft.peft.made_by import remember, trained_places
+from jpeft.peft.made_by import trained_places
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, require_registered
 from jpeft.peft.sites import Site, site_modules, sites
@@ -182,7 +182,6 @@ def load_adapter(
       RunFailed: a file is damaged or cut short.
     """
     opened = _open(directory, model, lambda method, chosen: attach(model, method, chosen, jax.random.key(0)))
-    remember(opened.method, opened.model)
     for note in opened.notes:
         report(f"adapter {directory}: {note}")
     return opened.model, opened.method, opened.sites

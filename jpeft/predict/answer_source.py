@@ -21,6 +21,7 @@ from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
 from jpeft.model.weight_files import model_files, model_fingerprint
+from jpeft.peft.made_by import remember
 from jpeft.results import NotARecord, RunRecord
 
 
@@ -153,7 +154,8 @@ class AnswerSource:
         family.arrange(model, scan_layers=None)
         tokenizer = tokenizer.asked_by(None if self.task is None else self.task.chat_template)
         if self.adapter is not None:
-            model, _, _ = load_adapter(self.adapter, model, report=report)
+            model, method, _ = load_adapter(self.adapter, model, report=report)
+            remember(method, model)
         return model, tokenizer
 
 
