@@ -36,7 +36,7 @@ class Original:
     Attributes:
       call: the function.
       view: the view of the module.
-      module: the adapted module.
+      module: the adapted module, as an object of its original class.
     """
 
     call: Compute
@@ -60,12 +60,16 @@ class Original:
 
     def with_weights(self, **weights: Array) -> Compute:
         """The original call with some weights replaced, by attribute name."""
-        own, other = type(self.module), object.__new__(type(self.module))
-        vars(other).update(
-            vars(self.module)
-        )  # shares the variables, so that updates of e.g. batch statistics are not lost
-        vars(other).update({name: nnx.Param(value) for name, value in weights.items()})
-        return functools.partial(getattr(own, "unadapted", own).__call__, other)
+        before = dict(vars(self.module))
+        other = instance_of(type(self.module), before | {name: nnx.Param(value) for name, value in weights.items()})
+        return functools.partial(type(other).__call__, other)
+
+
+def instance_of(cls: type[nnx.Module], attributes: dict[str, Any]) -> Any:
+    """An object of a class whose attributes are those of the dictionary itself: setting one changes the dictionary."""
+    module = object.__new__(cls)
+    object.__setattr__(module, "__dict__", attributes)
+    return module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +144,7 @@ def _with_first(compute: Original, args: tuple, kwargs: dict[str, Any]) -> tuple
     """The argument of a module's first parameter, and the module as a function of it alone."""
     if args:
         return args[0], lambda x: compute(x, *args[1:], **kwargs)
-    own = type(compute.module)
-    _, *parameters = inspect.signature(getattr(own, "unadapted", own).__call__).parameters
+    _, *parameters = inspect.signature(type(compute.module).__call__).parameters
     arrays = (name for name, value in kwargs.items() if hasattr(value, "dtype"))
     name = parameters[0] if parameters and parameters[0] in kwargs else next(arrays)
     return kwargs[name], lambda x: compute(**{**kwargs, name: x})

@@ -9,7 +9,7 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.peft.sites import SiteModule
-from jpeft.peft.views import Original, view_of
+from jpeft.peft.views import Original, instance_of, view_of
 
 
 @functools.cache
@@ -29,7 +29,8 @@ def _adapted(original: type[nnx.Module]) -> type[nnx.Module]:
                 f"the adapter of a {original.__name__} has all layers in a call in which its weights have one; where "
                 "nnx.scan or nnx.vmap lists the variables to map over, name jpeft.Adapter, too."
             )
-        compute = Original(functools.partial(original.__call__, self), view, self)
+        module = instance_of(original, vars(self))  # a module that calls itself there is not adapted once more
+        compute = Original(functools.partial(original.__call__, module), view, module)
         return view.call(self.adapter, compute, *args, **kwargs)
 
     names = {"__call__": call, "unadapted": original, "__doc__": original.__doc__, "__module__": original.__module__}

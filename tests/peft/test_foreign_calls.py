@@ -1,6 +1,7 @@
 """Modules of other people's, called in ways that jpeft's own never are: what is attached is right, or refuses."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,31 @@ def test_activations_are_the_first_parameter_in_whatever_order_arrays_come(key):
     np.testing.assert_array_equal(tuned(gate=gate, x=X), right)
     with pytest.raises(jpeft.UserError, match=r"called with an array of shape \(3, 5\) first; expected .* width 4"):
         tuned(jnp.ones((3, 5)), gate=gate)
+
+
+class OneRow(nnx.Module):
+    """A linear map of one row, which calls itself for each of several."""
+
+    def __init__(self, mapped):
+        self.kernel = nnx.Param(jax.random.normal(jax.random.key(1), (4, 4)))
+        self.mapped = mapped
+
+    def __call__(self, x):
+        return self.mapped(self)(x) if x.ndim > 1 else x @ self.kernel[...]
+
+
+MAPPED = {
+    "jax": jax.vmap,
+    "nnx": lambda module: functools.partial(nnx.vmap(lambda module, x: module(x), in_axes=(None, 0)), module),
+    "bound": lambda module: jax.vmap(module.__call__),
+}
+
+
+@pytest.mark.parametrize("mapped", MAPPED.values(), ids=MAPPED)
+def test_a_module_that_calls_itself_has_its_adapter_once(mapped, key):
+    tuned = filled(jpeft.attach(nnx.Dict(a=OneRow(mapped)), LORA, where="a"), key).a
+    np.testing.assert_allclose(tuned(X), jnp.stack([tuned(row) for row in X]), rtol=1e-5)
+    np.testing.assert_allclose(jpeft.merge(nnx.Dict(a=tuned)).a(X), tuned(X), rtol=1e-4)
 
 
 def test_an_einsum_of_another_string_is_refused(key):
