@@ -10,7 +10,7 @@ from jpeft.arguments import require_module
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
 from jpeft.peft.merge_checks import require_kernel_is_used_linearly, require_same_output, sample_output
-from jpeft.peft.sites import SiteModule, roles_of, site_modules
+from jpeft.peft.sites import SiteModule, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.wrapping import forget_method, is_adapted, take_off
 
@@ -19,7 +19,7 @@ def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
     """Returns a model without adapters whose weights compute what base and adapters do together.
 
     It shares the unchanged arrays with `adapted`. Merging is computed in float32. Changed weights are float32 in
-    jpeft's own models, and so are weights that full tuning trained; in other modules they keep their dtype. Quantized
+    jpeft's own modules, and so are weights that full tuning trained; in other modules they keep their dtype. Quantized
     weights become float32. An adapted module that shares a weight with other modules gets its own copy, with a warning;
     a weight that full tuning trained stays shared.
 
@@ -34,14 +34,14 @@ def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
         by one that normalises its weights (`nnx.WeightNorm`, `nnx.SpectralNorm`).
     """
     require_module("adapted", adapted)
-    model, is_ours = copied(adapted), bool(roles_of(adapted))
+    model = copied(adapted)
     _require_not_normalized(model)
     _untie_adapted_weights(model)
     trained: dict[int, nnx.Param] = {}
     for place in site_modules(model):
         module: Any = place.module
         if is_adapted(module):
-            _merge_adapter(place, model, is_ours=is_ours, heads_apart=heads_apart)
+            _merge_adapter(place, model, heads_apart=heads_apart)
         if hasattr(module, "widen"):
             module.widen(module.dequantized())
         for name, value in list(vars(module).items()):
@@ -49,6 +49,11 @@ def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
                 setattr(module, name, trained.setdefault(id(value), nnx.Param(value[...])))
                 forget_method(module)
     return model
+
+
+def _is_ours(module: nnx.Module) -> bool:
+    """Whether jpeft defines the module's class, so that what it computes with its weights is known."""
+    return type(module).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _require_not_normalized(model: nnx.Module) -> None:
@@ -85,13 +90,13 @@ def _untie_adapted_weights(model: nnx.Module) -> None:
         )
 
 
-def _merge_adapter(place: SiteModule, model: nnx.Module, *, is_ours: bool, heads_apart: bool) -> None:
+def _merge_adapter(place: SiteModule, model: nnx.Module, *, heads_apart: bool) -> None:
     """Merges the adapter of one module into its weights, in place.
 
     A module that is not jpeft's may use its weights in another way than their names suggest, so it is tried out.
     """
     module: Any = place.module
-    kind = place.view.kind
+    kind, is_ours = place.view.kind, _is_ours(module)
     dtypes = _weight_dtypes(place)
     adapted_output = sample_output(place) if not is_ours and kind in ("linear", "norm") else None
     adapter: Any = take_off(module)
@@ -100,7 +105,7 @@ def _merge_adapter(place: SiteModule, model: nnx.Module, *, is_ours: bool, heads
             f"{type(adapter).__name__} at {place.sites[0].path} is no change of a weight; it cannot be merged."
         )
     if kind == "embedding":
-        _require_no_head(place, model, is_ours=is_ours, heads_apart=heads_apart)
+        _require_no_head(place, model, heads_apart=heads_apart)
     if not is_ours and kind == "linear":
         require_kernel_is_used_linearly(place)
     _fold(adapter, place)
@@ -128,14 +133,14 @@ def _weight_dtypes(place: SiteModule) -> dict[str, Any]:
     return dtypes
 
 
-def _require_no_head(place: SiteModule, model: nnx.Module, *, is_ours: bool, heads_apart: bool) -> None:
+def _require_no_head(place: SiteModule, model: nnx.Module, *, heads_apart: bool) -> None:
     """Raises `UserError` if an adapted embedding is also the output head of the model, or may be."""
     path = place.sites[0].path
     if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         raise UserError(
             f"{path} is also the head of this model, on which the adapter does not act; it cannot be merged."
         )
-    if not is_ours and not heads_apart:
+    if not _is_ours(model) and not heads_apart:
         raise UserError(
             f"{path} is a {type(place.module).__name__}. If the model also computes its logits from that table, "
             "the adapter does not act on them, and merged it would: say heads_apart=True if it does not."

@@ -237,6 +237,23 @@ def test_a_module_that_does_not_compute_what_its_kernel_looks_like_is_not_merged
         jpeft.merge(tuned)
 
 
+class Roles(nnx.Module):
+    """A model of one's own that says its roles as jpeft's do, which does not make its modules jpeft's."""
+
+    site_roles = {"it": "q", "table": "vocabulary"}
+
+    def __init__(self):
+        self.it = Activated(4, 4, rngs=nnx.Rngs(0))
+        self.table = nnx.Embed(4, 4, rngs=nnx.Rngs(0))
+
+
+def test_roles_do_not_spare_a_model_of_ones_own_the_checks_of_a_merge(key):
+    with pytest.raises(jpeft.UserError, match="it is a Activated, which does not compute what its weights"):
+        jpeft.merge(filled(jpeft.attach(Roles(), LORA, where="it"), key))
+    with pytest.raises(jpeft.UserError, match="say heads_apart=True if it does not"):
+        jpeft.merge(filled(jpeft.attach(Roles(), LORA, where="table"), key))
+
+
 def test_a_table_that_may_be_the_head_is_merged_only_if_told_that_it_is_not(key):
     """An adapter acts on the lookup; whether the model also calls `attend` for its logits cannot be known."""
     tuned = filled(jpeft.attach(Flax(nnx.Rngs(0)), LORA, where="embed"), key)
