@@ -26,8 +26,9 @@ class BiasSite(nnx.Module):
     def __init__(self, d_out: int):
         self.bias = Adapter(jnp.zeros(d_out))
 
-    def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        return added(compute(x), self.bias[...])
+    def __call__(self, compute: Original, *args: Any, **kwargs: Any) -> Float[Array, "..."]:
+        y = compute(*args, **kwargs)
+        return compute.view.on_features(lambda vectors: added(vectors, self.bias[...]), compute.module, y)
 
     def fold(self, kernel: Float[Array, "..."], bias: Any) -> tuple[Any, Any]:
         """The kernel, unchanged, and a bias to which this one is added; a norm's kernel is its scale.
@@ -58,7 +59,8 @@ class BitFit(AddedModules):
     Llama, every map gets one. `BitFit.official()` includes the norms.
 
     Attributes:
-      norms: whether norms get a bias as well; the authors train those of BERT's LayerNorms.
+      norms: whether norms get a bias as well; the authors train those of BERT's LayerNorms. It lies along Flax's
+        `feature_axes` (`axis` of a `nnx.BatchNorm`), and along the last axis of the output of other norms.
     """
 
     name: ClassVar[str] = "bitfit"

@@ -59,10 +59,17 @@ class Original:
         return None if self.view.bias is None else getattr(self.module, self.view.bias)[...].reshape(self.view.d_out)
 
     def with_weights(self, **weights: Array) -> Compute:
-        """The original call with some weights replaced, by attribute name."""
-        before = dict(vars(self.module))
-        other = instance_of(type(self.module), before | {name: nnx.Param(value) for name, value in weights.items()})
-        return functools.partial(type(other).__call__, other)
+        """The original call with some weights replaced, by attribute name; other attributes may change as they do."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            own = vars(self.module)
+            before = own | {name: nnx.Param(value) for name, value in weights.items()}
+            other = instance_of(type(self.module), dict(before))
+            y = type(other).__call__(other, *args, **kwargs)
+            own.update({name: value for name, value in vars(other).items() if value is not before.get(name)})
+            return y
+
+        return call
 
 
 def instance_of(cls: type[nnx.Module], attributes: dict[str, Any]) -> Any:
@@ -82,6 +89,7 @@ class View:
       layers: number of layers whose weights the module holds, stacked along a first axis; None if it is a single layer.
       kernel: attribute that holds a linear map's kernel, an embedding's table or a norm's scale, or None.
       bias: attribute that holds the bias of a linear map or a norm, or None.
+      feature_axis: the axis of a norm's input and output along which its weights lie.
     """
 
     kind: str
@@ -90,6 +98,7 @@ class View:
     layers: int | None = None
     kernel: str | None = None
     bias: str | None = None
+    feature_axis: int = -1
 
     def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
         """Calls the module with an adapter attached, which is called as `adapter(compute, ...)`."""
@@ -132,7 +141,24 @@ class View:
 
     def example(self, key: Array) -> Array:
         """Random float32 activations in a shape that the module can be called with."""
-        return jax.random.normal(key, (2, self.d_in))
+        axis = self.feature_axis
+        shape = [2] * max(2, axis + 1, -axis)
+        shape[axis] = self.d_in
+        return jax.random.normal(key, shape)
+
+    def on_features(self, act: Compute, module: nnx.Pytree, y: Array) -> Array:
+        """Applies a function of vectors to an output of the module, in which they may lie along an inner axis.
+
+        Raises:
+          UserError: that axis of the output has another width.
+        """
+        axis = self.feature_axis
+        if not -y.ndim <= axis < y.ndim or y.shape[axis] != self.d_out:
+            raise UserError(
+                f"a {type(module).__name__} with something attached returns an array of shape {y.shape}; expected "
+                f"a width of {self.d_out} along axis {axis}; attach to other sites."
+            )
+        return jnp.moveaxis(act(jnp.moveaxis(y, axis, -1)), -1, axis)
 
     @property
     def _kernel(self) -> str:
@@ -376,8 +402,16 @@ def _embedding_or_norm(module: Any, params: dict[str, nnx.Variable], layers: int
     if stacked == 0 and layers is None or stacked == 1 and _is_stacked(module, shape, layers, "num_features"):
         bias = "bias" if "bias" in params else None
         scale = "scale" if "scale" in params else None
-        return View("norm", shape[-1], shape[-1], layers=shape[0] if stacked else None, kernel=scale, bias=bias)
+        axis, layers = _feature_axis(module), shape[0] if stacked else None
+        return View("norm", shape[-1], shape[-1], layers, kernel=scale, bias=bias, feature_axis=axis)
     return None
+
+
+def _feature_axis(module: Any) -> int:
+    """The axis along which a norm's weights lie, by Flax's names for it; the last one where it does not say."""
+    own = getattr(module, "feature_axes", module.axis if isinstance(module, nnx.BatchNorm) else -1)
+    axes = _as_tuple(own)
+    return axes[0] if len(axes) == 1 and isinstance(axes[0], int) else -1
 
 
 def _is_stacked(module: Any, shape: tuple[int, ...], layers: int | None, width: str) -> bool:

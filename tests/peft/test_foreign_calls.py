@@ -162,6 +162,64 @@ def test_norms_are_left_out_of_bitfit_where_its_option_says_so():
         assert {path[0] for path, _ in nnx.to_flat_state(nnx.state(tuned, jpeft.Adapter))} == paths
 
 
+NORMS = {
+    "batch": (lambda: nnx.BatchNorm(4, axis=1, rngs=nnx.Rngs(0)), 1),
+    "layer": (lambda: nnx.LayerNorm(4, feature_axes=1, rngs=nnx.Rngs(0)), 1),
+    "of_a_tuple": (lambda: nnx.LayerNorm(4, feature_axes=(-2,), rngs=nnx.Rngs(0)), -2),
+    "last": (lambda: nnx.LayerNorm(4, rngs=nnx.Rngs(0)), -1),
+}
+
+
+@pytest.mark.parametrize("case", NORMS)
+def test_a_bias_lies_along_the_axis_of_a_norms_features(case, key):
+    make, axis = NORMS[case]
+    base = nnx.Dict(a=make())
+    tuned = jpeft.attach(base, jpeft.BitFit(norms=True), where="a")
+    tuned.a.adapter.bias.set_value(jnp.arange(1.0, 5))
+    x = jnp.moveaxis(jax.random.normal(key, (2, 1, 4)), -1, axis)
+    bias = jnp.moveaxis(jnp.arange(1.0, 5).reshape(1, 1, 4), -1, axis)
+    right = make()(x) + bias
+    np.testing.assert_allclose(tuned.a(x), right, atol=1e-6)
+    np.testing.assert_allclose(jpeft.merge(tuned).a(x), right, atol=1e-3)  # statistics move
+
+
+class Channels(nnx.Module):
+    """A norm of images of `[batch, channels, width]`, which does not say along which axis its scale lies."""
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones(4))
+
+    def __call__(self, x):
+        return x * self.scale[...][:, None]
+
+
+def test_a_bias_of_another_width_than_the_norms_output_is_refused():
+    tuned = jpeft.attach(nnx.Dict(a=Channels()), jpeft.BitFit(norms=True), where="a")
+    with pytest.raises(jpeft.UserError, match=r"a Channels .*shape \(2, 4, 1\); expected a width of 4 along axis -1"):
+        tuned.a(jnp.ones((2, 4, 1)))
+
+
+class Rebinding(nnx.Module):
+    """A norm that puts a new variable in place of its statistics, and counts its calls."""
+
+    def __init__(self):
+        self.scale, self.mean, self.calls = nnx.Param(jnp.ones(4)), nnx.BatchStat(jnp.zeros(4)), 0
+
+    def __call__(self, x):
+        self.mean, self.calls = nnx.BatchStat(0.9 * self.mean[...] + 0.1 * x.mean(0)), self.calls + 1
+        return (x - self.mean[...]) * self.scale[...]
+
+
+def test_a_tuned_norm_keeps_statistics_that_it_rebinds():
+    base = nnx.Dict(a=Rebinding())
+    tuned = jpeft.attach(base, jpeft.NormTuning(), where="a")
+    scale = tuned.a.scale
+    for model in (base, base, tuned, tuned):
+        model.a(X)
+    np.testing.assert_array_equal(tuned.a.mean[...], base.a.mean[...])
+    assert tuned.a.calls == 2 and tuned.a.scale is scale
+
+
 def test_a_loftq_start_from_a_model_of_other_sizes_is_refused(tiny_checkpoint):
     model, _ = jpeft.load(tiny_checkpoint, quantization="nf4")
     with pytest.raises(jpeft.UserError, match="in the wide model of 192 to 192; name the model that this one was quan"):
