@@ -10,7 +10,6 @@ own declares its kind by a class attribute `site_kind`.
 """
 
 import dataclasses
-import functools
 import inspect
 import math
 from collections.abc import Callable
