@@ -4,9 +4,9 @@ Methods are written for maps from vectors `[..., d_in]` to vectors `[..., d_out]
 form: it finds the kernel and the bias, and reshapes the arguments of a call to such vectors and the results back.
 
 Modules are recognised by their attributes instead of their class, so that users' modules need no base class:
-`kernel: [in, out]` is a linear map, `einsum_str` beside one array an einsum, `embedding: [rows, width]` an embedding,
-`scale: [width]` a norm, and a module with a method `dequantized` a quantized linear map. A module without arrays of its
-own declares its kind by a class attribute `site_kind`.
+`kernel: [in, out]` is a linear map, `einsum_str` beside one array (its second operand) an einsum,
+`embedding: [rows, width]` an embedding, `scale: [width]` a norm, and a module with a method `dequantized` a quantized
+linear map. A module without arrays of its own declares its kind by a class attribute `site_kind`.
 """
 
 import dataclasses
@@ -271,8 +271,44 @@ class _Einsum(_Reshaped):
         return jnp.transpose(y.reshape(*shape, *self._out_shape), vectors_to_y)
 
     def example(self, key: Array) -> Array:
-        sizes = dict(zip(self.contracted, (self.shape[axis] for axis in self.order[: self.num_in]), strict=True))
+        sizes = self._sizes()
         return jax.random.normal(key, tuple(sizes.get(letter, 2) for letter in self.x_axes))
+
+    def fits(self, module: nnx.Pytree) -> bool:
+        """Whether the shape of the module's output follows from that of its input as it does in this view.
+
+        The axes of a batch get sizes that the kernel does not have. A module that raises does not fit.
+        """
+        batch = [letter for letter in self.x_axes if letter not in self.contracted]
+        sizes = self._sizes() | {letter: max(self.shape) + 1 + i for i, letter in enumerate(batch)}
+        graphdef, state = nnx.split(module)
+
+        def call(state: nnx.State, x: Array) -> Any:
+            one = jax.tree.map(lambda leaf: leaf if self.layers is None else leaf[0], state)
+            return nnx.merge(graphdef, one)(x)
+
+        x = jax.ShapeDtypeStruct(tuple(sizes[letter] for letter in self.x_axes), jnp.float32)
+        try:
+            return jax.eval_shape(call, state, x).shape == tuple(sizes[letter] for letter in self.y_axes)
+        except Exception:  # users' modules may raise anything
+            return False
+
+    def _sizes(self) -> dict[str, int]:
+        """The sizes of the kernel's axes, by subscript."""
+        return {letter: self.shape[axis] for letter, axis in zip(self.contracted + self.new, self.order, strict=True)}
+
+
+def with_kernel_second(module: Any, view: View) -> str | None:
+    """The `einsum_str` that a module should have whose array is the first operand; None if it is the second.
+
+    The shapes may allow both, so a module is tried out, in shapes alone. Those of `nnx.Einsum` are known.
+    """
+    if not isinstance(view, _Einsum) or isinstance(module, nnx.Einsum):
+        return None
+    operands, arrow, y_axes = module.einsum_str.replace(" ", "").partition("->")
+    swapped = ",".join(reversed(operands.split(","))) + arrow + y_axes
+    other = _einsum(swapped, _params(module), view.bias, view.layers)
+    return swapped if isinstance(other, _Einsum) and other.fits(module) and not view.fits(module) else None
 
 
 def view_of(module: Any, *, layers: int | None = None) -> View | None:

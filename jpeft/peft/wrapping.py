@@ -9,7 +9,7 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.peft.sites import SiteModule
-from jpeft.peft.views import Original, instance_of, view_of
+from jpeft.peft.views import Original, instance_of, view_of, with_kernel_second
 
 
 @functools.cache
@@ -46,7 +46,8 @@ def put(place: SiteModule, adapter: nnx.Module) -> None:
     """Attaches an adapter to the module at a place, which stays the same object and gets another class.
 
     Raises:
-      UserError: the module is not callable, has an adapter already, or has an attribute `adapter` of its own.
+      UserError: the module is not callable, has an adapter already, has an attribute `adapter` of its own, or is an
+        einsum whose first operand is the kernel.
     """
     module: Any = place.module
     if not callable(module):
@@ -57,6 +58,12 @@ def put(place: SiteModule, adapter: nnx.Module) -> None:
     if hasattr(module, "adapter"):
         why = "has an adapter already" if is_adapted(module) else "has an attribute `adapter` of its own"
         raise UserError(f"{place.sites[0].path} {why}; attach to a model without it, or at other sites.")
+    swapped = with_kernel_second(module, place.view)
+    if swapped is not None:
+        raise UserError(
+            f"{place.sites[0].path} is a {type(module).__name__} whose einsum_str {module.einsum_str!r} has the kernel "
+            f"first; expected the activations first: make it {swapped!r} and swap the operands, or attach elsewhere."
+        )
     module.adapter = adapter
     stacked = place.in_stack or place.view.layers is not None
     module.adapter_dimensions = num_dimensions(adapter) - stacked * len(jax.tree.leaves(adapter))

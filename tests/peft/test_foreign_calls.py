@@ -68,6 +68,34 @@ def test_activations_are_the_first_parameter_in_whatever_order_arrays_come(key):
         tuned(jnp.ones((3, 5)), gate=gate)
 
 
+class OwnEinsum(nnx.Module):
+    """An einsum of one array and the activations, in the order of its string."""
+
+    def __init__(self, text, kernel_first, shape):
+        self.einsum_str, self.kernel_first = text, kernel_first
+        self.w = nnx.Param(jax.random.normal(jax.random.key(1), shape))
+
+    def __call__(self, x):
+        return jnp.einsum(self.einsum_str, *((self.w[...], x) if self.kernel_first else (x, self.w[...])))
+
+
+@pytest.mark.parametrize("text, becomes", [("DF,BD->BF", "BD,DF->BF"), ("DF, DB -> FB", "DB,DF->FB")])
+@pytest.mark.parametrize("shape", [(4, 4), (4, 3)])
+def test_an_einsum_with_its_kernel_first_is_refused(text, becomes, shape):
+    model = nnx.Dict(a=OwnEinsum(text, True, shape))
+    with pytest.raises(
+        jpeft.UserError, match=f"a is a OwnEinsum whose einsum_str .* has the kernel first.*'{becomes}'"
+    ):
+        jpeft.attach(model, LORA, where="a")
+
+
+@pytest.mark.parametrize("text", ["BD,DF->BF", "DB,FD->FB"])
+def test_an_einsum_of_ones_own_with_its_kernel_second_is_a_map(text, key):
+    tuned = filled(jpeft.attach(nnx.Dict(a=OwnEinsum(text, False, (4, 4))), LORA, where="a"), key)
+    x = jax.random.normal(key, (4, 4))
+    np.testing.assert_allclose(jpeft.merge(tuned).a(x), tuned.a(x), rtol=1e-4, atol=1e-5)
+
+
 class OneRow(nnx.Module):
     """A linear map of one row, which calls itself for each of several."""
 
