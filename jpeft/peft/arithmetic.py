@@ -15,17 +15,19 @@ def rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> 
     return _rescaled(x, scale) if x.dtype in (jnp.bfloat16, jnp.float16) else x * scale.astype(x.dtype)
 
 
-@jax.custom_vjp
-def _rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
-    """`rescaled` for `x` below float32; saves `x` for the backward pass in its dtype, where JAX would save float32."""
+def _rounded_product(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
     return (x.astype(jnp.float32) * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+@jax.custom_vjp
+def _rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
+    """`rescaled` for `x` below float32; saves `x` for the backward pass in its dtype, where JAX would save float32."""
+    return _rounded_product(x, scale)
+
+
 def _rescaled_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    x, scale = saved
-    wide = grad.astype(jnp.float32)
-    grad_scale = jnp.sum(wide * x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype), grad_scale.astype(scale.dtype)
+    """JAX's own gradients, which under `jax.shard_map` are summed over the devices that share the scale."""
+    return jax.vjp(_rounded_product, *saved)[1](grad)
 
 
 _rescaled.defvjp(lambda x, scale: (_rescaled(x, scale), (x, scale)), _rescaled_backward)

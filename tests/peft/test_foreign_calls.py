@@ -254,6 +254,28 @@ def test_a_loftq_start_from_a_model_of_other_sizes_is_refused(tiny_checkpoint):
         jpeft.attach(model, jpeft.Lora.official(rank=2, init="loftq"), wide="mini")
 
 
+@pytest.mark.parametrize("method", [jpeft.Lora(rank=2), jpeft.Ia3()], ids=lambda method: method.name)
+def test_shards_of_a_narrow_batch_share_their_gradients(method, key):
+    tuned = filled(jpeft.attach(nnx.Dict(a=linear(dtype=jnp.bfloat16)), method, where="a"), key)
+    graphdef, adapter, base = jpeft.split(tuned)
+    mesh, rows = (
+        jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,)),
+        jax.sharding.PartitionSpec("rows"),
+    )
+    whole = jax.sharding.PartitionSpec()
+
+    def loss(adapter, base, x):
+        return jnp.mean(nnx.merge(graphdef, adapter, base).a(x).astype(jnp.float32) ** 2)
+
+    def sharded(adapter, base, x):
+        return jax.grad(lambda adapter: jax.lax.pmean(loss(adapter, base, x), "rows"))(adapter)
+
+    x = jax.random.normal(key, (4, 4), jnp.bfloat16)
+    found = jax.jit(jax.shard_map(sharded, mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole))(adapter, base, x)
+    expected = jax.jit(jax.grad(loss))(adapter, base, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02, atol=1e-3), found, expected)
+
+
 class Sowing(nnx.Module):
     """Changes variables beside its weights: `grown` says how."""
 
