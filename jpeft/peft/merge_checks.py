@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jpeft.errors import UserError
+from jpeft.leaves import Model, copied
 from jpeft.peft.sites import SiteModule
 from jpeft.peft.views import Original, view_of
 from jpeft.trouble import kind_and_first_line
@@ -41,11 +42,64 @@ def require_same_output(place: SiteModule, adapted_output: np.ndarray, *, rounds
     Raises:
       UserError: the outputs differ.
     """
-    before, after = (np.asarray(output, np.float32) for output in (adapted_output, sample_output(place)))
-    difference = np.abs(before - after).max() / max(float(np.abs(before).max()), 1e-6)
-    rounds = rounds or jnp.dtype(adapted_output.dtype).itemsize < 4
+    difference = _difference(adapted_output, sample_output(place))
+    rounds = rounds or _is_narrow(adapted_output.dtype)
     if not difference < (_ROUNDED if rounds else _EXACT):
         raise UserError(_message(place, f"merged, it differs by {difference:.2g} of its output"))
+
+
+def whole_output(model: Model, check: Callable[[Model], Any]) -> list[np.ndarray]:
+    """The arrays that a function of the caller's returns for a model, of which it is given a copy.
+
+    Raises:
+      UserError: the function raises, or returns something else or nothing.
+    """
+    try:
+        with jax.default_matmul_precision("highest"):
+            outputs = [np.asarray(jnp.asarray(leaf)) for leaf in jax.tree.leaves(check(copied(model)))]
+    except UserError:
+        raise
+    except Exception as error:  # the caller's function may raise anything
+        raise UserError(
+            f"check fails ({kind_and_first_line(error, 120)}); expected a function that returns what a model computes, "
+            "such as lambda model: model(x)."
+        ) from None
+    if not outputs:
+        raise UserError("check returns no array; expected what a model computes, such as lambda model: model(x).")
+    return outputs
+
+
+def require_same_whole_output(before: list[np.ndarray], after: list[np.ndarray], merged: nnx.Module) -> None:
+    """Checks that a merged model computes what the model with adapters did, both as `whole_output` returns them.
+
+    Raises:
+      UserError: the outputs differ.
+    """
+    rounds = any(_is_narrow(output.dtype) for output in before) or _has_narrow_parts(merged)
+    difference = max(map(_difference, before, after))
+    if not difference < (_ROUNDED if rounds else _EXACT):
+        raise UserError(
+            f"merged, the model differs by {difference:.2g} of its output: a part of it seems to read an adapted "
+            "weight itself, where the adapter does not act and a merged weight does. It cannot be merged."
+        )
+
+
+def _difference(before: np.ndarray, after: np.ndarray) -> float:
+    """The largest difference, relative to the largest value."""
+    wide = [np.asarray(output, np.float32) for output in (before, after)]
+    return float(np.abs(wide[0] - wide[1]).max(initial=0) / max(float(np.abs(wide[0]).max(initial=0)), 1e-6))
+
+
+def _has_narrow_parts(model: nnx.Module) -> bool:
+    """Whether a part of a model has weights, or computes, in a dtype below float32."""
+    weights = jax.tree.leaves(nnx.state(model, nnx.Param))
+    computing = (vars(node).get("dtype") for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Pytree))
+    return any(map(_is_narrow, [*(leaf.dtype for leaf in weights), *(dtype for dtype in computing if dtype)]))
+
+
+def _is_narrow(dtype: Any) -> bool:
+    """Whether a dtype is a floating-point one below float32."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
 
 
 def require_kernel_is_used_linearly(place: SiteModule) -> None:

@@ -1,6 +1,7 @@
 """Merging adapters into the weights of their base, which gives a model without adapters that computes the same."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,13 +10,19 @@ from flax import nnx
 from jpeft.arguments import require_module
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
-from jpeft.peft.merge_checks import require_kernel_is_used_linearly, require_same_output, sample_output
+from jpeft.peft.merge_checks import (
+    require_kernel_is_used_linearly,
+    require_same_output,
+    require_same_whole_output,
+    sample_output,
+    whole_output,
+)
 from jpeft.peft.sites import SiteModule, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.wrapping import forget_method, is_adapted, take_off
 
 
-def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
+def merge(adapted: Model, *, heads_apart: bool = False, check: Callable[[Model], Any] | None = None) -> Model:
     """Returns a model without adapters whose weights compute what base and adapters do together.
 
     It shares the unchanged arrays with `adapted`. Merging is computed in float32. Changed weights are float32 in
@@ -27,13 +34,20 @@ def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
       adapted: the model, which stays as it is.
       heads_apart: for models that are not jpeft's: confirms that no adapted embedding is also the output head. An
         adapter acts on the lookup only, and merged it would act on the logits, too.
+      check: what the merged model has to compute as before, on inputs of yours: `lambda model: model(inputs)`. Modules
+        are tried out alone without it. An adapter acts on the calls of its module; where another part of a model reads
+        the weight itself (a tied decoder `h @ self.encoder.kernel.T`), only this notices that the merged model differs.
 
     Raises:
       UserError: the argument is no `nnx.Module`; an adapter cannot be merged, or (an embedding, without `heads_apart`)
-        may not be mergeable; or a module does not compute what its weights suggest, has integer weights, or is wrapped
-        by one that normalises its weights (`nnx.WeightNorm`, `nnx.SpectralNorm`).
+        may not be mergeable; the merged model does not pass the check; or a module does not compute what its weights
+        suggest, has integer weights, or is wrapped by one that normalises its weights (`nnx.WeightNorm`,
+        `nnx.SpectralNorm`).
     """
     require_module("adapted", adapted)
+    if not (check is None or callable(check)):
+        raise UserError(f"check is {type(check).__name__}; expected a function, such as lambda model: model(x).")
+    before = [] if check is None else whole_output(adapted, check)
     model = copied(adapted)
     _require_not_normalized(model)
     _untie_adapted_weights(model)
@@ -48,6 +62,8 @@ def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
             if isinstance(value, Adapter):  # a weight trained by full tuning
                 setattr(module, name, trained.setdefault(id(value), nnx.Param(value[...])))
                 forget_method(module)
+    if check is not None:
+        require_same_whole_output(before, whole_output(model, check), model)
     return model
 
 

@@ -237,6 +237,38 @@ def test_a_module_that_does_not_compute_what_its_kernel_looks_like_is_not_merged
         jpeft.merge(tuned)
 
 
+class TiedDecoder(nnx.Module):
+    """An autoencoder that decodes with the weights of its encoder, which it reads without calling it."""
+
+    def __init__(self, dtype=None):
+        self.encoder = nnx.Linear(4, 4, dtype=dtype, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(4, 4, dtype=dtype, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.head(nnx.tanh(self.encoder(x)) @ self.encoder.kernel[...].T)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_a_weight_that_a_parent_reads_is_noticed_by_a_check_of_the_whole_model(dtype, key):
+    x = jax.random.normal(key, (3, 4))
+    tuned = filled(jpeft.attach(TiedDecoder(dtype), LORA, where="encoder"), key)
+    with pytest.raises(jpeft.UserError, match="merged, the model differs by .* of its output: a part of it seems to"):
+        jpeft.merge(tuned, check=lambda model: model(x))
+    tuned = filled(jpeft.attach(TiedDecoder(dtype), LORA, where="head"), key)
+    merged = jpeft.merge(tuned, check=lambda model: {"y": model(x).astype(jnp.float32)})
+    np.testing.assert_allclose(merged(x).astype(float), tuned(x).astype(float), atol=0.1 if dtype else 1e-5)
+
+
+def test_a_check_that_says_nothing_is_refused():
+    tuned = jpeft.attach(TiedDecoder(), LORA, where="head")
+    for check, says in (
+        (lambda model: model("x"), r"check fails \(.*\); expected a function that returns what a model computes"),
+        (lambda model: None, "check returns no array"),
+    ):
+        with pytest.raises(jpeft.UserError, match=says):
+            jpeft.merge(tuned, check=check)
+
+
 class Roles(nnx.Module):
     """A model of one's own that says its roles as jpeft's do, which does not make its modules jpeft's."""
 
