@@ -121,12 +121,8 @@ class T5Config(Ends):
         ]
         if missing:
             raise UserError(f"{source}: lacks {', '.join(missing)}; it must be the config.json of a T5 checkpoint.")
-        if "decoder_start_token_id" not in known:
-            pad = short(known.get("pad_token_id", cls.pad_token_id))
-            raise UserError(
-                f"{source}: neither it nor generation_config.json has decoder_start_token_id, with which answers "
-                f"begin; set it to the token that the model was trained with: for most T5s the padding, {pad}."
-            )
+        # T5's convention; `T5Family.notes` says so.
+        known.setdefault("decoder_start_token_id", known.get("pad_token_id", cls.pad_token_id))
         known.setdefault("num_decoder_layers", known["num_layers"])
         known |= several_ends(known.get("eos_token_id"))
         known |= _head(values, family) | _feed_forward(values, family, source)

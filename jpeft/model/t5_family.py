@@ -17,6 +17,7 @@ from jpeft.model.stack import arrange
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import RELEASED, T5Config
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.model.weight_files import read_values
 from jpeft.model.weights import Filling
 
 
@@ -63,6 +64,17 @@ class T5Family(Family):
                 "answers; set it in config.json to the id of a token that no text has, such as <pad>."
             )
         return tokenizer
+
+    def notes(self, directory: Path, tokenizer: Tokenizer) -> list[str]:
+        notes = super().notes(directory, tokenizer)
+        values, file = read_values(directory)
+        if values.get("decoder_start_token_id") is None:
+            start = T5Config.from_dict(values, file).decoder_start_token_id
+            notes.append(
+                f"{file}: no file has decoder_start_token_id, with which answers begin; taken is the padding, {start}, "
+                "as T5s are pretrained"
+            )
+        return notes
 
     def module_name(self, config: T5Config, path: str) -> str:
         return t5_weights.hub_module(path)
