@@ -1,9 +1,9 @@
 """The tokenizer and the chat template that trainers save beside an adapter, which jpeft does not read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from jpeft.errors import UserError
+from jpeft.errors import RunFailed, UserError
 from jpeft.model.tokenizer import VOCABULARIES, Tokenizer, read_settings, tokenizer_files
 from jpeft.words import counted, short, the_first
 
@@ -17,19 +17,26 @@ def note_on_tokenizer(adapter: Path, base_tokenizer: Callable[[], Tokenizer | No
         called only if it is needed.
 
     Raises:
-      UserError: the two tokenizers give a token different ids; or the one of the adapter is damaged.
+      UserError: the two tokenizers give a token different ids.
     """
     if not tokenizer_files(adapter):
         return None
     base, found = base_tokenizer(), []
-    if any((adapter / name).is_file() for name in VOCABULARIES):
-        if base is None:
+    has_vocabulary, own = any((adapter / name).is_file() for name in VOCABULARIES), None
+    try:
+        if has_vocabulary and base is not None:
+            own = Tokenizer.load(adapter, eos_token_id=base.eos_token_id).vocabulary
+        template = read_settings(adapter).get("chat_template")
+    except (UserError, RunFailed) as error:
+        return f"{adapter} has its own tokenizer, not read here and not readable ({str(error).rstrip('.')})"
+    if has_vocabulary:
+        if base is None or own is None:
             found.append("tokenizer")
-        elif more := _tokens_more(adapter, base):
+        elif more := _tokens_more(adapter, own, base.vocabulary):
             listed = the_first([short(token) for token in more])
             found.append(f"tokenizer ({counted(len(more), 'token')} more: {listed})")
-    template = read_settings(adapter).get("chat_template")
-    if isinstance(template, str) and (base is None or template != base.chat_template):
+    known = None if base is None else base.chat_template
+    if isinstance(template, str) and template.strip() != (known or "").strip():
         found.append("chat template")
     if not found:
         return None
@@ -39,8 +46,8 @@ def note_on_tokenizer(adapter: Path, base_tokenizer: Callable[[], Tokenizer | No
     )
 
 
-def _tokens_more(adapter: Path, base: Tokenizer) -> list[str]:
-    own, ids = Tokenizer.load(adapter, eos_token_id=base.eos_token_id).vocabulary, base.vocabulary
+def _tokens_more(adapter: Path, own: Mapping[str, int], ids: Mapping[str, int]) -> list[str]:
+    """The tokens of an adapter's own vocabulary that the base's lacks. Raises `UserError` if one has another id."""
     moved = next((token for token, id_ in own.items() if ids.get(token, id_) != id_), None)
     if moved is not None:
         raise UserError(

@@ -137,8 +137,9 @@ def _print(outcome, arguments: argparse.Namespace) -> None:
             what = "trained on" if split == "train" else "chose its best epoch by"
             print(f"seen     {number:,} of {counted(rows, 'row')} have a text that the run {what}: the number is too")
             print("         good for them")
-    if outcome.seen is None and outcome.test.source.task is not None:
-        print(f"seen     whether the run trained on any of these rows is not known: {outcome.why_not_seen}")
+    if outcome.why_not_seen is not None and outcome.test.source.task is not None:
+        which = "the run" if outcome.seen is None else "an earlier run"
+        print(f"seen     whether {which} trained on any of these rows is not known: {outcome.why_not_seen}")
     for line in record["warnings"]:
         print(f"warning  {line}")
     if arguments.output is not None:

@@ -185,7 +185,10 @@ class TaskOfRun:
         if not run.lists_answers:
             return asked.template
         if asked.template == run.template:
-            return run.template.removesuffix(options_list(run.answers)) + options_list(asked.answers)
+            own = run.template.removesuffix(options_list(run.answers))
+            return own + options_list(asked.answers) if self._can_list(asked.answers) else own
+        if asked.names_answers or not self._can_list(asked.answers):
+            return asked.template
         return asked.with_options().template if asked.takes_options(self.options or "auto") else asked.template
 
     def prompt_note(self, template: str | None = None, labels: Sequence[str] | None = None) -> str | None:
@@ -193,6 +196,8 @@ class TaskOfRun:
         run, asked = self.task(), self._asked(template, labels)
         made = self.prompt(template, labels)
         if asked.template == run.template:
+            if run.lists_answers and made == run.template.removesuffix(options_list(run.answers)):
+                return "the prompt does not list the labels, which do not fit it; in the run it did"
             others = run.answers and made == run.template and run.names_answers and not asked.names_answers
             return "the prompt names the run's labels, not those given (--template makes another)" if others else None
         if not run.lists_answers:
@@ -200,6 +205,11 @@ class TaskOfRun:
         if made != asked.template:
             return "the prompt ends in a list of the labels, as in the run"
         return None if asked.names_answers else "the prompt does not list the labels; in the run it did"
+
+    def _can_list(self, labels: Sequence[str]) -> bool:
+        """Whether a list of labels leaves room for a text, at four characters a token, and has no special token."""
+        listed = options_list(labels)
+        return tuple(labels) == self.labels or (len(listed) <= self.max_input_length and "<extra_id_" not in listed)
 
     def _asked(self, template: str | None, labels: Sequence[str] | None) -> Task:
         return dataclasses.replace(

@@ -480,7 +480,8 @@ def _read_added(directory: Path, settings: Mapping[str, Any]) -> list[str]:
         tokens += each.values() if isinstance(each, dict) else each if isinstance(each, list) else []
     names = [token.get("content") if isinstance(token, dict) else token for token in tokens]
     if (directory / _ADDED_TOKENS).is_file():
-        names += read_json_object(directory / _ADDED_TOKENS, most_bytes=_MOST_SETTINGS_BYTES)
+        with contextlib.suppress(UserError, RunFailed):  # where it counts, its reader says what is wrong
+            names += read_json_object(directory / _ADDED_TOKENS, most_bytes=_MOST_SETTINGS_BYTES)
     return [name for name in names if isinstance(name, str)]
 
 

@@ -84,6 +84,7 @@ class AdaLora(AddedModules, PeftLayout):
     name: ClassVar[str] = "adalora"
     # The paper's range for GLUE is 5e-4 to 2.2e-3 (appendix).
     learning_rates: ClassVar = LearningRates(1e-4, 1e-3, 1e-4)
+    only_in_training: ClassVar[Collection[str]] = ("allocate_every", "initial_fraction", "final_fraction")
     options: ClassVar[Mapping[str, str]] = {
         "rank": "rank",
         "alpha": "alpha",

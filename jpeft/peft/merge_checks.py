@@ -86,8 +86,11 @@ def require_same_whole_output(before: list[np.ndarray], after: list[np.ndarray],
 
 def _difference(before: np.ndarray, after: np.ndarray) -> float:
     """The largest difference, relative to the largest value."""
-    wide = [np.asarray(output, np.float32) for output in (before, after)]
-    return float(np.abs(wide[0] - wide[1]).max(initial=0) / max(float(np.abs(wide[0]).max(initial=0)), 1e-6))
+    one, other = (np.asarray(output, np.float32) for output in (before, after))
+    equal = (one == other) | (np.isnan(one) & np.isnan(other))  # masked logits are infinite
+    difference = np.abs(np.subtract(one, other, where=~equal, out=np.zeros_like(one)))
+    largest = np.abs(one).max(initial=1e-6, where=np.isfinite(one))
+    return float(difference.max(initial=0) / largest)
 
 
 def _has_narrow_parts(model: nnx.Module) -> bool:
@@ -98,8 +101,12 @@ def _has_narrow_parts(model: nnx.Module) -> bool:
 
 
 def _is_narrow(dtype: Any) -> bool:
-    """Whether a dtype is a floating-point one below float32."""
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
+    """Whether a dtype is a floating-point one below float32; what is no dtype, such as "auto", is none."""
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        return False
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
 
 
 def require_kernel_is_used_linearly(place: SiteModule) -> None:

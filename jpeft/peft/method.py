@@ -69,6 +69,8 @@ class Method(abc.ABC):
       sizes: options that are the size of a leaf's dimension, as `{"rank": ("lora_a", -1)}`. When an adapter is loaded
         they are checked against the file's tensors before memory is allocated for the sizes in its config.
       plans_by_steps: whether `after_step` depends on the total number of steps.
+      only_in_training: options that adapters do not depend on once they are trained, such as a schedule's. A run that
+        starts from an adapter follows its own config's.
       padded_options: config keys under `method.` in which runs that are trained side by side may differ. The leaves of
         the smaller run are padded with zeros, which must change neither its outputs nor its gradients.
     """
@@ -83,6 +85,7 @@ class Method(abc.ABC):
     leaf_axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
     sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
     plans_by_steps: ClassVar[bool] = False
+    only_in_training: ClassVar[Collection[str]] = ()
     padded_options: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):

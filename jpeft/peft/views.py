@@ -152,6 +152,8 @@ class View:
           UserError: that axis of the output has another width.
         """
         axis = self.feature_axis
+        if self.d_out == 1:  # one number for all features
+            return act(y)
         if not -y.ndim <= axis < y.ndim or y.shape[axis] != self.d_out:
             raise UserError(
                 f"a {type(module).__name__} with something attached returns an array of shape {y.shape}; expected "

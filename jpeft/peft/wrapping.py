@@ -119,7 +119,8 @@ def attached_method(module: Any) -> AttachedMethod | None:
 
 def forget_method(module: Any) -> None:
     """Undoes `remember_method`."""
-    vars(module).pop("attached_method", None)
+    if "attached_method" in vars(module):
+        del module.attached_method  # by the module itself, which lists its attributes
 
 
 def is_adapted(module: Any) -> bool:

@@ -52,7 +52,8 @@ class AnswerFile(Output):
           Busy: another process is writing it.
           RunFailed: it cannot be written.
         """
-        require_lines_ending(path, f"--output {path}")
+        if not path.exists():
+            require_lines_ending(path, f"--output {path}")
         path = self.path = output_path(path, f"--output {path}")
         self._partial, self._call_file, self._partial_call_file = files_beside(path)
         self._call = call

@@ -204,7 +204,7 @@ class Evaluated:
       answers: of each row, as given; in `scored`, answers that equal an unknown label are changed so as to be wrong.
       unknown_labels: the number of rows of each label that the run did not know.
       seen: the number of rows whose text is in the run's training or validation rows, by split; None if unknown.
-      why_not_seen: why `seen` is unknown.
+      why_not_seen: why `seen` is unknown, or does not count the runs that the adapter's started from.
       quantization: of the base, such as `nf4,double`; None for float weights.
       row_warnings: warnings about the rows, as a run prints about its own.
     """

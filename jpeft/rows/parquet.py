@@ -124,7 +124,7 @@ def _check(metadata: pyarrow.parquet.FileMetaData, name: str) -> set[str]:
 
 def _values_of_column(array: pa.Array, field: pa.Field, where: str) -> list[Any]:
     extension = _extension(field)
-    if extension is not None and extension not in _EXTENSIONS:
+    if extension is not None and extension not in _EXTENSIONS and not _says_all(field.type):
         return [Unreadable(f"its type is {clipped(extension, 60)!r}, an unknown extension of Arrow")] * len(array)
     try:
         return _values(array, where)
@@ -140,6 +140,14 @@ def _extension(field: pa.Field) -> str | None:
         return field.type.extension_name
     name = (field.metadata or {}).get(b"ARROW:extension:name")  # of a type that is not registered with pyarrow
     return None if name is None else name.decode(errors="replace")
+
+
+def _says_all(type_: pa.DataType) -> bool:
+    """Whether values of an extension type can be read as what they are stored as; numbers and bytes may be codes."""
+    stored = type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
+    return _is_text(stored) or any(
+        is_one(stored) for is_one in (pa.types.is_boolean, pa.types.is_floating, pa.types.is_temporal)
+    )
 
 
 def _values(array: pa.Array, where: str) -> list[Any]:
@@ -158,7 +166,7 @@ def _values(array: pa.Array, where: str) -> list[Any]:
         values = [None if value is None or value - value != 0 else value for value in values]
         if array.type.bit_width < 64:  # read a float32 of 0.1 as 0.1, not as 0.10000000149011612; integers are exact
             short = array.type.to_pandas_dtype()
-            values = [v if v is None or v.is_integer() else float(str(short(v))) for v in values]
+            values = [v if v is None or (v.is_integer() and abs(v) < 2**53) else float(str(short(v))) for v in values]
     return values
 
 

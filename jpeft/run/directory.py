@@ -86,6 +86,7 @@ ORIGINS = {
     "chat_template": "the template in data.chat_template differs from the one that it was run with",
     "from_adapter": "the adapter of method.from_adapter differs from the one that it started from",
     "metrics": "the file of a metric of your own differs from the one that it was judged by",
+    "imported_by_metrics": "a file that a metric of your own imports differs from the one that it was judged by",
     "corpus": "the corpus of data.path differs from the one that it was run on",
     "start": "the model of model.start differs from the one that it started from",
     "vocabulary": "the tokenizer of tokenizer.path differs from the one that it was run with",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jpeft.adapters.own_tokenizer import note_on_tokenizer
 from jpeft.data.batches import padded
 from jpeft.data.task_file import TaskOfRun
 from jpeft.data.tasks import meant_by
@@ -202,7 +203,9 @@ class Engine:
         """
         try:
             asking = self._asking(task_of(directory))
+            own = note_on_tokenizer(directory, lambda: self._tokenizer)
             method, leaves, notes = self.bank.read(directory)
+            notes = [*notes, *filter(None, [own])]
             asking = dataclasses.replace(asking, notes=(*asking.notes, *(f"{note}." for note in notes)))
             with self._changes:
                 self._put(name, method, leaves, str(directory), asking)

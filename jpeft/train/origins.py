@@ -2,7 +2,7 @@
 
 import ast
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jpeft.adapters.files import adapter_files
@@ -29,25 +29,30 @@ def origins(run: Run) -> dict[str, str]:
         readers["chat_template"] = lambda: hashlib.sha256(chat_template_of(template).encode()).hexdigest()
     if (adapter := run.method.from_adapter) is not None:
         readers["from_adapter"] = lambda: fingerprint(adapter_files(locate(Path(adapter).expanduser()).directory))
-    if metric_files := _own_metric_files(run):
+    modules = _own_metric_modules(run)
+    if metric_files := [file for module in modules if (file := Path(f"{module.replace('.', '/')}.py")).is_file()]:
         readers["metrics"] = lambda: fingerprint(metric_files)
+    if imported := sorted(_files_behind(modules) - set(metric_files)):  # apart, since earlier versions did not look
+        readers["imported_by_metrics"] = lambda: fingerprint(imported)
     return fingerprints_of(readers)
 
 
-def _own_metric_files(run: Run) -> list[Path]:
-    """The files in the working directory with the user's own metrics, and those that they import from there.
-
-    Modules from elsewhere, such as installed ones, are not looked for.
-    """
+def _own_metric_modules(run: Run) -> list[str]:
     names = [*run.build_task().metrics, *filter(None, [monitored_metric(run.train.monitor)])]
-    waiting = [name.partition(":")[0] for name in names if is_own(name)]
-    files: dict[Path, None] = {}
+    return list(dict.fromkeys(name.partition(":")[0] for name in names if is_own(name)))
+
+
+def _files_behind(modules: Sequence[str]) -> set[Path]:
+    """The files in the working directory that importing modules runs, those that they import from there included.
+
+    Modules from elsewhere, such as installed ones, are not looked for, nor is jpeft itself.
+    """
+    waiting, files = list(modules), set[Path]()
     while waiting:
-        module = waiting.pop()
-        found = _files_of(module)
-        waiting += [name for file in found if file not in files for name in _imported(file)]
-        files |= dict.fromkeys(found)
-    return sorted(files)
+        found = [file for file in _files_of(waiting.pop()) if file not in files]
+        waiting += [name for file in found for name in _imported(file) if name.partition(".")[0] != "jpeft"]
+        files |= set(found)
+    return files
 
 
 def _files_of(module: str) -> list[Path]:

@@ -31,13 +31,15 @@ def seen_by_the_run(
       task: as stored with it.
 
     Returns:
-      The counts by split, or None; and, with None, the reason why they are unknown.
+      The counts by split, None if those of the adapter's own run are unknown; and the reason why they are unknown, or
+      why those of a run before it are and the counts may be too low.
     """
     seen: dict[str, set[int]] = {"train": set(), "validation": set()}
-    for generation in range(_MOST_RUNS):
+    counts: dict[str, int] | None = None
+    for _ in range(_MOST_RUNS):
         rows = _RowsOfRun.read(directory, task)
         if isinstance(rows, str):
-            return None, rows if generation == 0 else f"{rows} (that of the adapter it started from)"
+            return counts, rows if counts is None else f"of the run that it started from, {rows}"
         asked = [(without_spacing(example.input), _columns_of(example, rows.columns)) for example in made]
         of_this = {
             split: {
@@ -48,17 +50,18 @@ def seen_by_the_run(
             for split in seen
         }
         if not any(of_this.values()) and any(columns is None for _, columns in asked):
-            return None, f"its prompts were made of other columns ({', '.join(rows.columns)})"
+            return counts, f"its prompts were made of other columns ({', '.join(rows.columns)})"
         for split, found in of_this.items():
             seen[split] |= found
+        counts = {split: len(found) for split, found in seen.items()}
         if rows.started_from is None:
-            break
+            return counts, None
         try:
             directory = locate(Path(rows.started_from).expanduser()).directory
             task = TaskOfRun.read(directory)
         except (RunFailed, UserError, OSError, RuntimeError):
-            return None, f"it started from {rows.started_from}, which is not here"
-    return {split: len(found) for split, found in seen.items()}, None
+            return counts, f"it started from {rows.started_from}, which is not here"
+    return counts, f"it is the last of more than {_MOST_RUNS} runs that started from each other"
 
 
 def test_rows_seen_before(from_adapter: str, test: Sequence[Example]) -> list[str]:
@@ -68,16 +71,21 @@ def test_rows_seen_before(from_adapter: str, test: Sequence[Example]) -> list[st
       from_adapter: `method.from_adapter`, an adapter that can be loaded.
     """
     adapter = locate(Path(from_adapter).expanduser()).directory
-    counts, why_not = seen_by_the_run(adapter, TaskOfRun.read(adapter), test)
-    if counts is None:
-        return [f"whether method.from_adapter has seen test rows is not known: {why_not}"]
+    task = TaskOfRun.read(adapter)
+    if task is None:  # never of a run
+        return []
+    counts, why_not = seen_by_the_run(adapter, task, test)
     how = {"train": "trained on", "validation": "chose its best epoch by"}
-    return [
+    lines = [
         f"{count:,} of {len(test):,} test rows have a text that the run of method.from_adapter {how[split]}: their "
         "metrics will be too good"
-        for split, count in counts.items()
+        for split, count in (counts or {}).items()
         if count
     ]
+    if why_not is not None:
+        more = "has" if counts is None else "has by an earlier run"
+        lines.append(f"whether method.from_adapter {more} seen test rows is not known: {why_not}")
+    return lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from jpeft.adapters.files import load_adapter
 from jpeft.adapters.locate import locate, whole_model
+from jpeft.adapters.own_tokenizer import note_on_tokenizer
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
@@ -175,7 +176,13 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
         task = TaskOfRun.read(adapter)
         if task is not None and (line := task.on_another_base(content)) is not None:
             report(f"method.from_adapter {line}")
+        if (line := note_on_tokenizer(adapter, lambda: tokenizer)) is not None:
+            report(f"method.from_adapter: {line}")
         model, stored_method, sites = load_adapter(adapter, untuned, report=report)
+        # What only training reads is the config's to say.
+        if type(stored_method) is type(method):
+            of_config = {name: getattr(method, name) for name in method.only_in_training}
+            stored_method = dataclasses.replace(stored_method, **of_config)
         if stored_method != method:
             raise UserError(
                 f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree."

@@ -37,6 +37,8 @@ OF_RUN, ADDED, ABSENT = (
     "the prompt ends in a list of the labels, as in the run",
     "the prompt does not list the labels; in the run it did",
 )
+TOO_LONG = "the prompt does not list the labels, which do not fit it; in the run it did"
+MANY = [f"label number {i} of many" for i in range(120)]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,10 @@ OF_RUN, ADDED, ABSENT = (
         ("{t}?" + LISTED, "none", "{t}!", None, "{t}!", ABSENT),  # the user's own list
         ("{t}?" + LISTED, "auto", "{t}: Süß or salty?", None, "{t}: Süß or salty?", None),
         ("{t}?" + LISTED, "list", "{t}?" + LISTED, None, "{t}?" + LISTED, None),  # as it stands in task.json
+        ("{t}?" + LISTED, "list", "{t}: Süß or salty?", None, "{t}: Süß or salty?", None),
+        ("{t}?" + LISTED, "auto", None, MANY, "{t}?", TOO_LONG),
+        ("{t}?" + LISTED, "auto", "{t}!", MANY, "{t}!", ABSENT),
+        ("{t}?" + LISTED, "auto", None, ["<extra_id_0>", "b"], "{t}?", TOO_LONG),
         ("{t}?", "none", "{t}!", ["a", "b"], "{t}!", None),
         ("{t}: Süß or salty?", "auto", None, ["a", "b"], "{t}: Süß or salty?", OF_RUN),
         ("{t}: Süß or salty?", "auto", None, ["salty", "Süß"], "{t}: Süß or salty?", None),

@@ -204,6 +204,7 @@ def test_exact_match_and_f1_are_squads_in_every_script(prediction, references, e
         (["?", "x"], "1 of 2 test targets .*, such as '\\?':"),
         (["The cat.", "cat", '"A cat"', "Cat", "7", "7.0"], None),  # what SQuAD means to ignore
         ([("red", "-5"), "5"], "2 of 2 "),
+        ([("Levi's Stadium", "Levis Stadium"), "7"], None),  # both are right answers of one row
     ],
 )
 def test_targets_that_exact_match_does_not_tell_apart_are_one_line_before_training(targets, says):

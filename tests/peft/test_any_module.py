@@ -259,6 +259,22 @@ def test_a_weight_that_a_parent_reads_is_noticed_by_a_check_of_the_whole_model(d
     np.testing.assert_allclose(merged(x).astype(float), tuned(x).astype(float), atol=0.1 if dtype else 1e-5)
 
 
+def test_a_check_may_return_masked_logits_and_look_at_modules_of_any_dtype(key):
+    tuned = filled(jpeft.attach(TiedDecoder(), LORA, where="head"), key)
+    tuned.encoder.dtype = "auto"
+    masked = lambda model: jnp.where(jnp.arange(4) < 2, model.head(jnp.ones((1, 4))), -jnp.inf)
+    jpeft.merge(tuned, check=masked)
+    calls = iter([0.0, 1.0])
+    with pytest.raises(jpeft.UserError, match="merged, the model differs by"):
+        jpeft.merge(tuned, check=lambda model: masked(model) + next(calls))
+
+
+def test_full_tuning_leaves_no_trace_of_itself_when_it_is_merged():
+    base = Chain()
+    merged = jpeft.merge(jpeft.attach(base, jpeft.Full(), where="first"))
+    assert nnx.graphdef(merged) == nnx.graphdef(base)
+
+
 def test_a_check_that_says_nothing_is_refused():
     tuned = jpeft.attach(TiedDecoder(), LORA, where="head")
     for check, says in (

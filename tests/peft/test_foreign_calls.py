@@ -227,6 +227,22 @@ def test_a_bias_of_another_width_than_the_norms_output_is_refused():
         tuned.a(jnp.ones((2, 4, 1)))
 
 
+class Gain(nnx.Module):
+    """A norm with one scale for all features."""
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.full(1, 2.0))
+
+    def __call__(self, x):
+        return x * self.scale[...]
+
+
+def test_a_bias_of_a_norm_with_one_weight_is_one_number():
+    tuned = jpeft.attach(nnx.Dict(a=Gain()), jpeft.BitFit(norms=True), where="a")
+    tuned.a.adapter.bias.set_value(jnp.full(1, 3.0))
+    np.testing.assert_array_equal(tuned.a(jnp.ones((2, 8))), np.full((2, 8), 5.0))
+
+
 class Rebinding(nnx.Module):
     """A norm that puts a new variable in place of its statistics, and counts its calls."""
 

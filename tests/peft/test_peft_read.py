@@ -375,6 +375,13 @@ def test_what_an_adapters_own_tokenizer_has_more_is_named(change, settings, says
     assert "has its own tokenizer" in str(note_on_tokenizer(directory, lambda: None))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_cannot_be_read_and_is_not_used_is_named(name, with_tokenizer, tiny_tokenizer):
+    directory, base = with_tokenizer(), Tokenizer.load(tiny_tokenizer)
+    (directory / name).write_text("{")
+    assert "has its own tokenizer, not read here and not readable (" in str(note_on_tokenizer(directory, lambda: base))
+
+
 def test_an_adapter_of_other_ids_is_refused_before_anything_is_loaded(
     with_tokenizer, tiny_t5, tiny_tokenizer, tmp_path, capsys
 ):

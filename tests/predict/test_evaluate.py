@@ -465,6 +465,10 @@ def test_what_the_run_saw_that_an_adapter_started_from_counts_too(run, tmp_path)
     config["method"]["from_adapter"] = "gone"
     (later / "config.json").write_text(json.dumps(config))
     assert of_others is not None and of_others["train"] >= counts["train"] > 0
-    assert seen.test_rows_seen_before(str(later), made) == [
-        "whether method.from_adapter has seen test rows is not known: it started from gone, which is not here"
-    ]
+    unknown = "whether method.from_adapter has by an earlier run seen test rows is not known: "
+    assert f"{unknown}it started from gone, which is not here" in seen.test_rows_seen_before(str(later), made)
+    config["method"]["from_adapter"] = str(later)
+    (later / "config.json").write_text(json.dumps(config))
+    assert "more than 16 runs that started from each other" in seen.test_rows_seen_before(str(later), made)[-1]
+    (later / "adapter/task.json").unlink()
+    assert seen.test_rows_seen_before(str(later), made) == [], "an adapter without a run"

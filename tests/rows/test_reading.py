@@ -447,6 +447,20 @@ def test_values_of_an_unknown_extension_type_are_refused_by_its_name_and_never_i
         as_text(read["month"][1])
 
 
+def test_text_and_moments_of_an_unknown_extension_type_are_read_as_they_are_stored(tmp_path):
+    named = {b"ARROW:extension:name": b"sql:json"}
+    fields = [pa.field("text", pa.string(), metadata=named), pa.field("at", pa.timestamp("us"), metadata=named)]
+    table = pa.table([["{}"], pa.array([0], pa.timestamp("us"))], schema=pa.schema(fields))
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    columns = read_columns(tmp_path / "a.parquet")
+    assert columns["text"] == ["{}"] and str(columns["at"][0]) == "1970-01-01 00:00:00"
+
+
+def test_floats_are_read_as_their_shortest_digits_but_integers_exactly(tmp_path):
+    pa.parquet.write_table(pa.table({"x": pa.array([0.1, 100000008.0, 1e20], pa.float32())}), tmp_path / "a.parquet")
+    assert read_columns(tmp_path / "a.parquet")["x"] == [0.1, 100000008.0, 1e20]
+
+
 def test_values_of_arrows_own_extension_types_are_read(tmp_path):
     one = uuid.UUID(int=7)
     stored = {

@@ -264,20 +264,25 @@ def test_an_edited_metric_is_another_wherever_its_code_is(tmp_path, monkeypatch)
         "mine/parts/__init__.py": "from ..deep import *",
         "mine/parts/table.py": "",
         "mine/deep.py": "import mine.scores  # a circle",
-        "helper.py": "from numpy import array",
+        "helper.py": "from numpy import array\nimport jpeft.eval.metrics",
     }
     for name, text in (files | {"unused.py": ""}).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    before = origins(run)["metrics"]
+    now = lambda: {name: value for name, value in origins(run).items() if "metrics" in name}
+    before = now()
+    assert before.keys() == {"metrics", "imported_by_metrics"}
     for name, text in files.items():
         (tmp_path / name).write_text(f"{text}\nx = 1")
-        assert origins(run)["metrics"] != before, name
+        assert now() != before, name
         (tmp_path / name).write_text(text)
     (tmp_path / "unused.py").write_text("x = 1")
-    assert origins(run)["metrics"] == before
+    assert now() == before
+    (tmp_path / "jpeft").mkdir()
+    (tmp_path / "jpeft/__init__.py").write_text("")
+    assert now() == before, "jpeft's own clone is no part of a metric"
     (tmp_path / "mine/scores.py").write_text("no Python (")
-    assert origins(run)["metrics"] != before
+    assert now() != before
 
 
 def test_a_template_and_an_adapter_to_start_from_are_known_by_content(tmp_path):

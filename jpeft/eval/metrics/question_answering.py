@@ -64,7 +64,9 @@ def _best(score: Callable[[str, str], float]) -> Callable[[Answered], list[float
 def _caution(answered: Answered, trained: Sequence[str]) -> str | None:
     """Counts rows whose target SQuAD's normalisation leaves empty, or makes the same as one that reads otherwise."""
     read: dict[str, dict[str, str]] = {}  # by what is compared, a text for each way it reads
-    for text in (*(text for references in answered.references for text in references), *trained):
+    # Of the references of a row that are one to the metric, one: any of them is right there.
+    of_rows = ({normalised(text): text for text in reversed(references)} for references in answered.references)
+    for text in (*(text for texts in of_rows for text in texts.values()), *trained):
         read.setdefault(normalised(text), {}).setdefault(_as_read(text), text)
     lost = {key: list(texts.values()) for key, texts in read.items() if not key or len(texts) > 1}
     found = [key for references in answered.references for key in _keys(references) if key in lost]
