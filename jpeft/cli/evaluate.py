@@ -56,6 +56,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from jpeft.rows.reading import require_lines_ending
+
     output = arguments.output
     if arguments.overwrite and output is None:
         raise UserError("--overwrite goes with --output, which is not given; name a FILE, or leave it out.")
@@ -63,8 +65,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         what = "a directory; name a file" if output.is_dir() else "there already; name another, or give --overwrite"
         raise UserError(f"--output {output} is {what}.")
     if output is not None:
-        from jpeft.rows.reading import require_lines_ending
-
         require_lines_ending(output, f"--output {output}")
         output = output_path(output, f"--output {output}")
 

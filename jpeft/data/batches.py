@@ -161,9 +161,9 @@ def fitting_shape(shapes: Sequence[Shape], lengths: np.ndarray) -> Shape:
     return next(shape for shape in shapes if shape[0] >= longest[0] and shape[1] >= longest[1])
 
 
-def padded(rows: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int], pad_token_id: int) -> np.ndarray:
+def padded(rows: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int], padding_id: int) -> np.ndarray:
     """Returns token ids as an int32 array of `shape`, padded on the right; missing rows are all padding."""
-    matrix = np.full(shape, pad_token_id, np.int32)
+    matrix = np.full(shape, padding_id, np.int32)
     for place, ids in enumerate(rows):
         matrix[place, : len(ids)] = ids
     return matrix

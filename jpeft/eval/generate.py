@@ -24,14 +24,14 @@ class Batching:
       batch_size: rows of a batch; the last one is filled up with padding.
       part: the rows of each batch that this process passes to the program, if several processes share the work; every
         process receives all results.
-      pad_token_id: of the padding.
+      padding_id: that fills rows up.
       on_batch: called after each batch with the number of rows that it answered.
     """
 
     shapes: Sequence[Shape]
     batch_size: int
     part: slice = dataclasses.field(default_factory=lambda: slice(None))
-    pad_token_id: int = 0
+    padding_id: int = 0
     on_batch: Callable[[int], None] = lambda rows: None
 
 
@@ -93,7 +93,7 @@ def by_row(
     for batch in eval_order(lengths, batch_size=batching.batch_size):
         shape = fitting_shape(batching.shapes, lengths[batch])
         rows = [distinct[i] for i in batch]
-        batch_inputs = padded([inputs[row] for row in rows], (batching.batch_size, shape[0]), batching.pad_token_id)
+        batch_inputs = padded([inputs[row] for row in rows], (batching.batch_size, shape[0]), batching.padding_id)
         results = jax.tree.map(np.asarray, program(adapter, base, batch_inputs[batching.part]))
         result_of.update((row, jax.tree.map(lambda leaf, i=i: leaf[i], results)) for i, row in enumerate(rows))
         batching.on_batch(sum(rows_per_input[row] for row in rows))

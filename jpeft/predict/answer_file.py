@@ -52,7 +52,7 @@ class AnswerFile(Output):
           Busy: another process is writing it.
           RunFailed: it cannot be written.
         """
-        if not path.exists():
+        if overwrite or not any(file.exists() for file in (path, *files_beside(path))):  # earlier versions took any
             require_lines_ending(path, f"--output {path}")
         path = self.path = output_path(path, f"--output {path}")
         self._partial, self._call_file, self._partial_call_file = files_beside(path)

@@ -75,7 +75,7 @@ class Answering(abc.ABC):
             Batching(
                 shapes=self._shapes,
                 batch_size=min(self._batch_size, _power_of_two(len(asked))),
-                pad_token_id=self._config.padding_id,
+                padding_id=self._config.padding_id,
                 on_batch=on_batch,
             ),
         )

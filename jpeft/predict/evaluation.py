@@ -10,11 +10,7 @@ import numpy as np
 
 from jpeft.config import ANSWERS
 from jpeft.data.batches import Tokens, tokenize_for
-from jpeft.data.sources import (
-    Columns,
-    labels_are_secret,
-    read_split,
-)
+from jpeft.data.sources import Columns, labels_are_secret, read_split
 from jpeft.data.summary import row_warnings
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import (
@@ -323,7 +319,7 @@ def evaluate(
         Batching(
             shapes=[(length, 1) for length in lengths_up_to(longest, most)],
             batch_size=min(batch_size, 1 << (len(made) - 1).bit_length()),
-            pad_token_id=config.padding_id,
+            padding_id=config.padding_id,
             on_batch=on_rows,
         ),
         classes=task.answers,

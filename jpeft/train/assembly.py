@@ -43,7 +43,7 @@ from jpeft.train.programs import (
 )
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
-from jpeft.train.seen import test_rows_seen_before
+from jpeft.train.seen import seen_rows_warnings
 from jpeft.train.session import Session
 from jpeft.train.setup import Setup, set_up
 from jpeft.train.shown import ShownEpochs
@@ -128,7 +128,7 @@ class Assembly:
             shapes=self.data.shapes,
             batch_size=batch_size,
             part=programs.layout.rows_here(batch_size),
-            pad_token_id=self.setup.model.config.padding_id,
+            padding_id=self.setup.model.config.padding_id,
         )
 
 
@@ -159,7 +159,7 @@ def assemble(
     fingerprints = origins(run)
     data_key, data = _prepare_data(run, setup, session, display)
     if run.method.from_adapter is not None:
-        for line in test_rows_seen_before(run.method.from_adapter, data.examples["test"]):
+        for line in seen_rows_warnings(run.method.from_adapter, data.examples["test"]):
             display.say(line)
     answer = answer_in_use(run.eval.answer, data.task)
     require_metrics(data.task, answer)

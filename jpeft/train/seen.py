@@ -64,7 +64,7 @@ def seen_by_the_run(
     return counts, f"it is the last of more than {_MOST_RUNS} runs that started from each other"
 
 
-def test_rows_seen_before(from_adapter: str, test: Sequence[Example]) -> list[str]:
+def seen_rows_warnings(from_adapter: str, test: Sequence[Example]) -> list[str]:
     """Says before training how many test rows the adapter that a run starts from has trained on or was chosen by.
 
     Args:

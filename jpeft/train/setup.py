@@ -123,6 +123,16 @@ def _adapter_directory(name: str) -> Path:
     return locate(path).directory
 
 
+def _require_same_adapter(stored: Method, method: Method) -> None:
+    """Raises `UserError` if two methods do not attach the same; what only training reads is the config's to say."""
+    like_the_configs = stored
+    if type(stored) is type(method):
+        of_config = {name: getattr(method, name) for name in method.only_in_training}
+        like_the_configs = dataclasses.replace(stored, **of_config)
+    if like_the_configs != method:
+        raise UserError(f"method.from_adapter holds {stored}, the config asks for {method}; make them agree.")
+
+
 def _require_same_sites(stored: list[Site], model: nnx.Module, method: Method, asked: Selection) -> None:
     """Raises `UserError` if the config selects other sites than those of the adapter to start from."""
     if asked == Selection():
@@ -179,14 +189,7 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
         if (line := note_on_tokenizer(adapter, lambda: tokenizer)) is not None:
             report(f"method.from_adapter: {line}")
         model, stored_method, sites = load_adapter(adapter, untuned, report=report)
-        # What only training reads is the config's to say.
-        if type(stored_method) is type(method):
-            of_config = {name: getattr(method, name) for name in method.only_in_training}
-            stored_method = dataclasses.replace(stored_method, **of_config)
-        if stored_method != method:
-            raise UserError(
-                f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree."
-            )
+        _require_same_adapter(stored_method, method)
         _require_same_sites(sites, untuned, method, selection(run, untuned))
     else:
         sites = select(untuned, method, selection(run, untuned))

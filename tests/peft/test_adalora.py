@@ -17,6 +17,7 @@ from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import Selection, select
 from jpeft.train.schedule import three_point_schedule
+from jpeft.train.setup import _require_same_adapter
 from jpeft.train.step import StepSums, init_state, make_update
 from tests.conftest import ONE_LAYER, TINY, make_batch, random_t5
 from tests.peft.filled import filled
@@ -172,3 +173,12 @@ def test_it_is_kept_in_pefts_layout(tmp_path, key):
 def test_what_makes_no_schedule_is_refused(options, says):
     with pytest.raises(UserError, match=says):
         AdaLora(**options)
+
+
+def test_a_run_follows_its_own_schedule_whatever_the_adapter_was_trained_by_that_it_starts_from():
+    stored = AdaLora(rank=2, allocate_every=1, initial_fraction=0.04)
+    _require_same_adapter(stored, AdaLora(rank=2))
+    with pytest.raises(UserError, match="make them agree"):
+        _require_same_adapter(stored, AdaLora(rank=3))
+    with pytest.raises(UserError, match="make them agree"):
+        _require_same_adapter(stored, Lora(rank=2))

@@ -81,6 +81,17 @@ def test_the_ending_of_another_format_is_refused(ending, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("stop_after", [None, 2])
+def test_what_an_earlier_version_wrote_with_another_ending_goes_on(stop_after, tmp_path):
+    answer(tmp_path / "answers", stop_after=stop_after)
+    for file in list(tmp_path.iterdir()):
+        file.rename(file.with_name(file.name.replace("answers", "answers.csv")))
+    path = tmp_path / "answers.csv"
+    with pytest.raises(UserError, match="plain JSON lines"):
+        answer(path, overwrite=True)
+    assert answer(path) == (0 if stop_after is None else 2) and content(path) == LINES
+
+
 @pytest.mark.parametrize("length", range(0, len("\n".join(LINES).encode()) + 2, 7))
 def test_cut_anywhere_it_goes_on_after_the_last_whole_line(length, path):
     answer(path, stop_after=2)

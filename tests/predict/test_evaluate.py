@@ -22,8 +22,7 @@ from jpeft.predict import evaluation
 from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.evaluation import Evaluated, Evaluation, unknown_label_warnings
 from jpeft.rows.reading import read_columns
-from jpeft.train import seen
-from jpeft.train.seen import seen_by_the_run
+from jpeft.train.seen import seen_by_the_run, seen_rows_warnings
 from tests.conftest import TOPICS, news
 from tests.serve.adapters import make
 
@@ -449,9 +448,9 @@ def test_what_the_run_saw_that_an_adapter_started_from_counts_too(run, tmp_path)
     name, rows = test.read(write_rows(tmp_path / "known.jsonl", known), None)
     made = examples(test.task, name, rows, range(20))
     counts, _ = seen_of(source, made)
-    lines = seen.test_rows_seen_before(str(run), made)
+    lines = seen_rows_warnings(str(run), made)
     assert len(lines) == 2 and f"{counts['train']} of 20 test rows" in lines[0] and "trained on" in lines[0]
-    assert seen.test_rows_seen_before(str(run), made[:0]) == []
+    assert seen_rows_warnings(str(run), made[:0]) == []
 
     later = shutil.copytree(run, tmp_path / "later")
     config = json.loads((later / "config.json").read_text())
@@ -466,9 +465,9 @@ def test_what_the_run_saw_that_an_adapter_started_from_counts_too(run, tmp_path)
     (later / "config.json").write_text(json.dumps(config))
     assert of_others is not None and of_others["train"] >= counts["train"] > 0
     unknown = "whether method.from_adapter has by an earlier run seen test rows is not known: "
-    assert f"{unknown}it started from gone, which is not here" in seen.test_rows_seen_before(str(later), made)
+    assert f"{unknown}it started from gone, which is not here" in seen_rows_warnings(str(later), made)
     config["method"]["from_adapter"] = str(later)
     (later / "config.json").write_text(json.dumps(config))
-    assert "more than 16 runs that started from each other" in seen.test_rows_seen_before(str(later), made)[-1]
+    assert "more than 16 runs that started from each other" in seen_rows_warnings(str(later), made)[-1]
     (later / "adapter/task.json").unlink()
-    assert seen.test_rows_seen_before(str(later), made) == [], "an adapter without a run"
+    assert seen_rows_warnings(str(later), made) == [], "an adapter without a run"

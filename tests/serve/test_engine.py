@@ -8,6 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from jpeft.data.task_file import TASK_FILE, TaskOfRun
 from jpeft.errors import RunFailed, UserError
@@ -173,6 +174,26 @@ def test_the_labels_of_a_request_stand_in_the_list_of_the_prompt(started, tiny_s
                 assert asked.tokens == whole.tokens and asked.labels.texts == labels
         finally:
             engine.unload("listing")
+
+
+def test_an_adapters_own_tokenizer_is_noted_and_refused_where_it_has_other_ids(
+    started, tiny_shelf, tiny_tokenizer, tmp_path
+):
+    engine, _ = started
+    shutil.copytree(tiny_shelf / "ia3", tmp_path / "own")
+    backend = tokenizers.Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+    backend.add_tokens(["<tool>"])
+    backend.save(str(tmp_path / "own/tokenizer.json"))
+    engine.load("own", tmp_path / "own")
+    try:
+        assert any("own tokenizer (1 token more: '<tool>')" in note for note in engine.asking("own").notes)
+    finally:
+        engine.unload("own")
+    text = backend.to_str().replace('"<pad>"', '"<x>"').replace('"<unk>"', '"<pad>"').replace('"<x>"', '"<unk>"')
+    (tmp_path / "own/tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match="the adapter learned other ids"):
+        engine.load("own", tmp_path / "own")
+    assert "the adapter learned other ids" in engine.left_out.pop("own")
 
 
 def beside(action, ended):

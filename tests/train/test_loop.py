@@ -228,6 +228,13 @@ def test_a_run_can_start_from_an_earlier_adapter(deeper_checkpoint, toy_data, tm
         np.testing.assert_allclose(second[leaf], first[leaf], atol=1e-6)
     assert run("ia3_agnews_low", tmp_path / "third", deeper_checkpoint, toy_data, start) == 2
     assert "make them agree" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    described = (deeper_checkpoint / "tokenizer.json").read_text()
+    swapped = described.replace('"<pad>"', '"<x>"').replace('"<unk>"', '"<pad>"').replace('"<x>"', '"<unk>"')
+    (tmp_path / "moved/adapter/tokenizer.json").write_text(swapped)
+    moved = f"--config.method.from_adapter={tmp_path / 'moved'}"
+    assert run("lora_agnews_low", tmp_path / "third", deeper_checkpoint, toy_data, moved) == 2
+    assert "the adapter learned other ids" in capsys.readouterr().err
     for elsewhere in ("method.targets=q", "method.stacks=encoder", "method.layers=0", "ablation.name=early"):
         arguments = ("lora_agnews_low", tmp_path / "third", deeper_checkpoint, toy_data, start, f"--config.{elsewhere}")
         assert run(*arguments) == 2
