@@ -50,7 +50,7 @@ def make_examples(*pairs):
 
 def test_a_batch_is_padded_its_targets_shifted_right_and_its_padding_without_weight():
     tokens = tokens_of(([5, 6, 1], [8, 1]), ([7, 1], [9, 10, 1]), ([4, 1], [3, 1]))
-    batch = padded(tokens, [1, 0], (4, 4), batch_size=3, start_token_id=2, padding_id=0)
+    batch = padded(tokens, [1, 0], (4, 4), batch_size=3, start_token_id=2, pad_token_id=0)
     expected = {
         "encoder_input_tokens": [[7, 1, 0, 0], [5, 6, 1, 0], [0, 0, 0, 0]],
         "decoder_input_tokens": [[2, 9, 10, 1], [2, 8, 1, 0], [2, 0, 0, 0]],
@@ -62,7 +62,7 @@ def test_a_batch_is_padded_its_targets_shifted_right_and_its_padding_without_wei
 
 
 def test_another_padding_id_pads():
-    batch = padded(tokens_of(([5, 1], [8, 1])), [0], (3, 4), batch_size=1, start_token_id=9, padding_id=7)
+    batch = padded(tokens_of(([5, 1], [8, 1])), [0], (3, 4), batch_size=1, start_token_id=9, pad_token_id=7)
     assert batch["encoder_input_tokens"].tolist() == [[5, 1, 7]]
     assert batch["decoder_input_tokens"].tolist() == [[9, 8, 1, 7]]
     assert batch["decoder_target_tokens"].tolist() == [[8, 1, 7, 7]]

@@ -460,6 +460,8 @@ def test_a_fit_knows_the_method_that_was_attached(method, tmp_path, recwarn):
     if method.rate_factors:
         plain = jpeft.Lora.official(rank=2)
         assert plain == method, "the rates' ratio is no part of what a method computes"
+        one, other = (nnx.graphdef(jpeft.attach(Chain(), each, where="first")) for each in (plain, method))
+        assert one != other, "of equal structures `nnx.jit` keeps one"
         two_ratios = jpeft.attach(jpeft.attach(Chain(), method, where="first"), plain, where="second")
         with pytest.raises(jpeft.UserError, match="several methods attached.* has learning rates"):
             jpeft.fit(two_ratios, batches, **options)

@@ -441,6 +441,15 @@ def test_targets_longer_than_an_answer_may_be_are_told(evaluate, run, tmp_path, 
     assert "cut      1 of 2 targets are longer than the 6 tokens of an answer: none can be it" in said
 
 
+def test_what_a_metric_makes_of_the_references_is_said(evaluate, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "answer_split", lambda *_, **options: Answers(["x", "y"], None))
+    shutil.copytree(run / "adapter", tmp_path / "text")
+    dataclasses.replace(TASK, labels=(), kind="generation", answer="generate").write(tmp_path / "text")
+    file = write_rows(tmp_path / "new.jsonl", [{"text": "a", "topic": "-5"}, {"text": "b", "topic": "5"}])
+    _, said = evaluate("--adapter", tmp_path / "text", "--data", file, "--metrics", "exact_match")
+    assert " ".join(said.split()).count("2 of 2 test targets are empty, or the same as another one") == 1
+
+
 def test_what_the_run_saw_that_an_adapter_started_from_counts_too(run, tmp_path):
     """Both ways of asking: `evaluate`, and the line before a run that starts from the adapter."""
     known = rows_of(20, seed=1)
@@ -460,10 +469,16 @@ def test_what_the_run_saw_that_an_adapter_started_from_counts_too(run, tmp_path)
     splits = json.loads((later / "splits.json").read_text())
     splits["data_digest"] = rows_digest({"train": read_columns(tmp_path / "others.jsonl")})
     (later / "splits.json").write_text(json.dumps(splits))
-    of_others, _ = seen_by_the_run(later / "adapter", source.task, made)
+    both = write_rows(tmp_path / "both.jsonl", [*known, *rows_of(20, seed=9)])
+    made_of_both = examples(test.task, *test.read(both, None), range(40))
+    of_both, why_not = seen_by_the_run(later / "adapter", source.task, made_of_both)
+    of_later, _ = seen_by_the_run(later / "adapter", source.task, made)
     config["method"]["from_adapter"] = "gone"
     (later / "config.json").write_text(json.dumps(config))
-    assert of_others is not None and of_others["train"] >= counts["train"] > 0
+    of_last, _ = seen_by_the_run(later / "adapter", source.task, made_of_both)
+    of_first, _ = seen_of(source, made_of_both)
+    assert why_not is None and of_later is not None and of_later["train"] >= counts["train"] > 0
+    assert of_both["train"] > max(of_last["train"], of_first["train"]), "those of both runs"
     unknown = "whether method.from_adapter has by an earlier run seen test rows is not known: "
     assert f"{unknown}it started from gone, which is not here" in seen_rows_warnings(str(later), made)
     config["method"]["from_adapter"] = str(later)
