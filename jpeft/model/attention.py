@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.model.layers import MASKED, dropout
 from jpeft.model.placement import placed
+from jpeft.model.products import einsum
 
 # Additive biases of the scores, each `[batch, num_heads, q_len, kv_len]`; every axis but the last may have size 1.
 ScoreBias = tuple[Float[Array, "_ _ _ _"], ...]
@@ -248,7 +249,7 @@ def _scores(q: Array, k: Array, bias: ScoreBias, scale: float) -> Float[Array, "
 
 def _mixed(weights: Array, v: Array) -> Float[Array, "batch num_heads q_len d_kv"]:
     folded = weights.reshape(*v.shape[:2], -1, v.shape[2])
-    return jnp.einsum("bhqk,bhkd->bhqd", folded, v).reshape(*weights.shape[:3], -1)
+    return einsum("bhqk,bhkd->bhqd", folded, v, v.dtype).reshape(*weights.shape[:3], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -291,7 +292,7 @@ def _backward(scale: float, rate: float, residuals: tuple[Any, ...], grad: Array
     weights = jnp.exp(_scores(q, k, bias, scale) - largest) / total
     dropped = dropout(weights.astype(q.dtype), rate, key)
     folded = grad.reshape(*k.shape[:2], -1, grad.shape[-1])
-    grad_v = jnp.einsum("bhqk,bhqd->bhkd", dropped.reshape(*k.shape[:2], -1, k.shape[2]), folded)
+    grad_v = einsum("bhqk,bhqd->bhkd", dropped.reshape(*k.shape[:2], -1, k.shape[2]), folded, v.dtype)
     grad_weights = jnp.einsum("bhqd,bhkd->bhqk", folded, v, preferred_element_type=jnp.float32).reshape(weights.shape)
     grad_weights = dropout(grad_weights, rate, key)
     # The softmax's gradient needs `sum(weights * grad_weights)` of each query, which is `grad . output`.
@@ -299,10 +300,11 @@ def _backward(scale: float, rate: float, residuals: tuple[Any, ...], grad: Array
     grad_scores = weights * (grad_weights - row_sums)
     narrow = (grad_scores if scale == 1.0 else grad_scores * scale).astype(q.dtype)
     grad_q = _mixed(narrow, k)
-    grad_k = jnp.einsum(
+    grad_k = einsum(
         "bhqk,bhqd->bhkd",
         narrow.reshape(*k.shape[:2], -1, k.shape[2]),
         q.reshape(*k.shape[:2], -1, q.shape[-1]),
+        k.dtype,
     )
     grad_bias = tuple(
         _sum_to_shape(grad_scores, part.shape) if needed.size else None

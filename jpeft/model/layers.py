@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.custom_derivatives import CustomVJPPrimal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from jpeft.model.products import product
 
 # Added to the score of a masked key. Finite, so that a query whose keys are all masked does not become NaN.
 MASKED = -1e9
@@ -51,44 +52,6 @@ def _random_bits(shape: tuple[int, ...]) -> Callable[[Any], Array]:
 def split_key(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] | None]:
     """Split a key into `num`; `num` times None if it is None (no dropout)."""
     return [None] * num if key is None else list(jax.random.split(key, num))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(
-    x: Float[Array, "*batch d_in"], kernel: Float[Array, "d_in d_out"], dtype: DTypeLike
-) -> Float[Array, "*batch d_out"]:
-    """Compute `x @ kernel` in `dtype`, with a kernel gradient that transposes the narrower of its two operands.
-
-    JAX would always transpose the output's gradient. If that is wide, XLA on a CPU recomputes its elementwise part
-    column by column; for the gated feed-forward this took longer than all matrix products of the step (docs/log.md).
-    """
-    return jnp.matmul(x, kernel, preferred_element_type=dtype)
-
-
-def _product_forward(
-    x: CustomVJPPrimal, kernel: CustomVJPPrimal, dtype: DTypeLike
-) -> tuple[Array, tuple[Array, Array]]:
-    # Save only what the backward pass needs: x unless the kernel is frozen, and the kernel unless nothing trainable
-    # comes before x. What is not needed is an empty array rather than None, since layers share one program: JAX wants
-    # the same tree from a first layer without trainable inputs and from the layers after it.
-    y = jnp.matmul(x.value, kernel.value, preferred_element_type=dtype)
-    nothing = jnp.zeros(0, x.value.dtype)
-    return y, (x.value if kernel.perturbed else nothing, kernel.value if x.perturbed else nothing)
-
-
-def _product_backward(dtype: DTypeLike, saved: tuple[Array, Array], grad: Array) -> tuple[Array | None, Array | None]:
-    x, kernel = (operand if operand.size else None for operand in saved)
-    for operand in (x, kernel):
-        grad = grad if operand is None else grad.astype(operand.dtype)  # the gradient of logits is float32
-    grad_x = None if kernel is None else grad @ kernel.T
-    if x is None:
-        return grad_x, None
-    if x.shape[-1] < grad.shape[-1]:
-        return grad_x, jnp.einsum("...i,...o->io", x, grad)
-    return grad_x, jnp.einsum("...o,...i->oi", grad, x).T
-
-
-product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.jit, static_argnames="shape", inline=True)
@@ -166,7 +129,7 @@ class Embedding(nnx.Module):
 
     def scores(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch num_rows"]:
         """The product of x with every row, float32: the logits of a model whose head is tied to its embedding."""
-        return jnp.matmul(x, self.embedding[...].astype(x.dtype).T, preferred_element_type=jnp.float32)
+        return product(x, self.embedding[...].astype(x.dtype).T, jnp.dtype(jnp.float32))
 
 
 class EmbeddedInput(nnx.Module):

@@ -27,12 +27,12 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import Devices, Part, Quantized, Read, fill, stacked_leaves
 from jpeft.model.layers import Linear
 from jpeft.model.placement import placed
+from jpeft.model.products import PRODUCT
 
 QUANTIZATIONS = ("int8", "nf4")
 CHOICES = ("auto", "none", *QUANTIZATIONS)  # of `model.quantization`
 BLOCK = 64  # weights of an nf4 map that share an absolute maximum
 OUTER_BLOCK = 256  # absolute maxima that share a scale, with double quantisation
-PRODUCT = "quantized_product"  # the name under which checkpoint policies save a product's output
 _LEAST_DIVISOR = 1e-36  # below it, 127 / x overflows or loses precision in float32
 _TILE = 2**23  # the largest number of weights that are dequantised at once
 # The values of 4-bit NormalFloat in ascending order; a weight is rounded to the nearest.

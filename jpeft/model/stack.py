@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from jpeft.leaves import segment_starts
 from jpeft.model.attention import MIXED, Cached, KeysValues
 from jpeft.model.placement import Place, current_place, placed
-from jpeft.model.quantized import PRODUCT
+from jpeft.model.products import PRODUCT
 
 # What the backward pass of a block recomputes: operations that are cheap beside a matrix product; also attention;
 # everything.

@@ -27,8 +27,10 @@ def _flops(jaxpr: Any, turns: int) -> float:
             shared = math.prod(left[i] for i in batched)
             total += 2.0 * math.prod(left) * math.prod(right) / (inner * shared)
             continue
-        inside = sum(_flops(inner, turns) for inner in _inner(equation.params))
-        total += inside * _repeats(equation, turns)
+        inside = [_flops(inner, turns) for inner in _inner(equation.params)]
+        if inside:
+            run = max(inside) if equation.primitive.name == "cond" else sum(inside)  # of a cond's branches one runs
+            total += run * _repeats(equation, turns)
     return total
 
 
@@ -46,7 +48,7 @@ def _repeats(equation: Any, turns: int) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-    """The inner programs of an equation. Branches (`cond`) would be counted all; there are none."""
+    """The inner programs of an equation; of a `cond` its branches."""
     found = []
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):

@@ -13,8 +13,9 @@ from jpeft.eval.loss import loss_sums
 from jpeft.leaves import fill, named_leaves
 from jpeft.model.abstract import abstract
 from jpeft.model.decode import greedy
-from jpeft.model.layers import dropout, product
+from jpeft.model.layers import dropout
 from jpeft.model.placement import placing
+from jpeft.model.products import product
 from jpeft.model.stack import REMAT_POLICIES, arrange, block_program, num_stacked
 from jpeft.model.t5 import T5, Block, RelativeBias
 from jpeft.model.t5_config import RELEASED
