@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Share]:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--work", choices=WORKS, default="train")
     parser.add_argument("--method", choices=METHODS, default="lora")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rows", type=int, help="rows of a batch (default: the size's own)")
     parser.add_argument("--input-length", type=int)
     parser.add_argument("--target-length", type=int)
@@ -53,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Share]:
 
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(size, Path(directory), dropout_rate=0.0)
-        work = WORKS[arguments.work](Path(directory), size, arguments.method)
+        work = WORKS[arguments.work](Path(directory), size, arguments.method, dtype=arguments.dtype)
         work()
         work()
     operations, seconds = measure(work, work.program.compiled[0].as_text(), runs=arguments.runs)
     shares = by_kind(operations, size)
     batch = f"{size.rows} x ({size.input_length} + {size.target_length}) tokens"
-    title = f"{arguments.work}, {arguments.method}, {arguments.size}, {batch}"
-    Console().print(_table(title, shares, seconds, ceiling("ours")))
+    title = f"{arguments.work}, {arguments.method}, {arguments.size}, {batch}, {arguments.dtype}"
+    Console().print(_table(title, shares, seconds, ceiling("ours", arguments.dtype)))
     return shares
 
 

@@ -4,6 +4,7 @@
   python -m benchmarks.compare --size mini --only train,validation
   python -m benchmarks.compare --size small --dropout 0.1 --only train
   python -m benchmarks.compare --size smollm2                   the sizes of SmolLM2-135M, decoder-only
+  python -m benchmarks.compare --size smollm2 --dtype bfloat16  for CPUs with AMX or AVX512-BF16
 
 Both sides load one random checkpoint and get the same batches, each in its own process; they take turns. The ratios are
 the result; on a shared machine the seconds are only indicative.
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", choices=SIZES, default="mini")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts to run, comma-separated: {', '.join(PARTS)}")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides' products")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory)
         write_checkpoint(SIZES[arguments.size], checkpoint, dropout_rate=arguments.dropout)
-        bench = _Bench(arguments.size, checkpoint, methods, arguments.repeats, console)
+        bench = _Bench(arguments.size, arguments.dtype, checkpoint, methods, arguments.repeats, console)
         for part in parts:
             getattr(bench, part)()
     if arguments.json:
@@ -58,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 class _Bench:
     """The parts of the benchmark, one method each, and their figures."""
 
-    def __init__(self, size: str, checkpoint: Path, methods: Sequence[str], repeats: int, console: Console):
-        self.size, self.checkpoint = size, checkpoint
+    def __init__(self, size: str, dtype: str, checkpoint: Path, methods: Sequence[str], repeats: int, console: Console):
+        self.size, self.dtype, self.checkpoint = size, dtype, checkpoint
         self.methods, self.repeats, self.console = methods, repeats, console
-        self.figures: dict[str, Any] = {"machine": machine(), "size": size}
+        self.figures: dict[str, Any] = {"machine": machine(), "size": size, "dtype": dtype}
 
     def train(self) -> None:
         """Time a training step of every method."""
@@ -94,7 +96,7 @@ class _Bench:
         """Compare jpeft's own training steps: methods with full tuning, later layers with all layers."""
         works = {method: {"name": method} for method in self.methods}
         works |= {f"{m}, later layers": {"name": m, "ablated": "later"} for m in ("lora", "ia3") if m in works}
-        sides = {name: Side("ours", "train_step", self.checkpoint, self.size, **work) for name, work in works.items()}
+        sides = {name: self._side("ours", "train_step", **work) for name, work in works.items()}
         times = alternate({name: side.call for name, side in sides.items()}, self.repeats)
         for side in sides.values():
             side.close()
@@ -121,8 +123,11 @@ class _Bench:
             table.add_row(method, *seconds, *shown, f"{gigabytes[0] / gigabytes[1]:.2f}")
         self.console.print(table)
 
+    def _side(self, name: str, work: str, **options: Any) -> Side:
+        return Side(name, work, self.checkpoint, self.size, dtype=self.dtype, **options)
+
     def _start_up(self, side: str, method: str) -> dict[str, float]:
-        started = Side(side, "train_step", self.checkpoint, self.size, name=method)
+        started = self._side(side, "train_step", name=method)
         for _ in range(2):
             started.call()
         found = {"seconds": started.start_up_seconds, "peak_memory_bytes": started.peak_memory_bytes()}
@@ -130,7 +135,7 @@ class _Bench:
         return found
 
     def _add(self, part: str, table: Table, label: str, flops: float | None, work: str, **options: Any) -> None:
-        sides = {name: Side(name, work, self.checkpoint, self.size, **options) for name in ("ours", "theirs")}
+        sides = {name: self._side(name, work, **options) for name in ("ours", "theirs")}
         times = alternate({name: side.call for name, side in sides.items()}, self.repeats)
         ours, theirs = times["ours"], times["theirs"]
         row: dict[str, Any] = {"ours": ours.seconds, "theirs": theirs.seconds, "ratio": theirs.median / ours.median}
@@ -138,7 +143,7 @@ class _Bench:
         cells = [str(ours), str(theirs), f"{row['ratio']:.2f}"]
         if flops is not None:
             for name, side in sides.items():
-                row[f"{name}_of_ceiling"] = flops / times[name].median / side.ceiling()
+                row[f"{name}_of_ceiling"] = flops / times[name].median / side.ceiling(self.dtype)
                 cells.append(f"{100 * row[f'{name}_of_ceiling']:.0f} %")
         for side in sides.values():
             side.close()

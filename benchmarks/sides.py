@@ -41,9 +41,9 @@ class Side:
         """Do the work once; returns the seconds it took."""
         return self._ask(call=True)["seconds"]
 
-    def ceiling(self) -> float:
-        """FLOP/s of a large matrix product, measured now."""
-        return self._ask(ceiling=True)["flops"]
+    def ceiling(self, dtype: str) -> float:
+        """FLOP/s of a large matrix product in `dtype`, measured now."""
+        return self._ask(ceiling=dtype)["flops"]
 
     def peak_memory_bytes(self) -> int:
         """Peak resident memory of the process so far."""
@@ -65,21 +65,21 @@ class Side:
         return json.loads(answer)
 
 
-def ceiling(name: str) -> float:
-    """FLOP/s of a large matrix product in JAX (`ours`) or PyTorch (`theirs`), the best of five."""
+def ceiling(name: str, dtype: str = "float32") -> float:
+    """FLOP/s of a large matrix product in JAX (`ours`) or PyTorch (`theirs`), the best of five; sums are float32."""
     shape = (_CEILING_WIDTH, _CEILING_WIDTH)
     if name == "ours":
         import jax
 
-        x = jax.numpy.ones(shape)
-        matmul = jax.jit(lambda x: x @ x)
+        x = jax.numpy.ones(shape, dtype)
+        matmul = jax.jit(lambda x: jax.numpy.matmul(x, x, preferred_element_type="float32"))
 
         def product() -> None:
             matmul(x).block_until_ready()
     else:
         import torch
 
-        y = torch.ones(shape)
+        y = torch.ones(shape, dtype=getattr(torch, dtype))
 
         def product() -> None:
             y @ y
@@ -121,7 +121,7 @@ def _answer(name: str) -> None:
             call()
             answer = {"seconds": time.perf_counter() - started}
         elif "ceiling" in request:
-            answer = {"flops": ceiling(name)}
+            answer = {"flops": ceiling(name, request["ceiling"])}
         else:
             answer = {"bytes": _peak_memory_bytes()}
         answers.write(json.dumps(answer) + "\n")
