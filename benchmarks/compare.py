@@ -123,8 +123,8 @@ class _Bench:
             table.add_row(method, *seconds, *shown, f"{gigabytes[0] / gigabytes[1]:.2f}")
         self.console.print(table)
 
-    def _side(self, name: str, work: str, **options: Any) -> Side:
-        return Side(name, work, self.checkpoint, self.size, dtype=self.dtype, **options)
+    def _side(self, side: str, work: str, /, **options: Any) -> Side:
+        return Side(side, work, self.checkpoint, self.size, dtype=self.dtype, **options)
 
     def _start_up(self, side: str, method: str) -> dict[str, float]:
         started = self._side(side, "train_step", name=method)

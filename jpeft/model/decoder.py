@@ -24,13 +24,13 @@ from jpeft.errors import UserError
 from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, prefix_bias, prefix_length
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.layers import (
-    ACTIVATIONS,
     MASKED,
     EmbeddedInput,
     Embedding,
     LayerNorm,
     Linear,
     RMSNorm,
+    activated,
     dropout,
     lengths_of,
     split_key,
@@ -216,11 +216,10 @@ class DecoderFeedForward(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length d_model"]:
-        activation = ACTIVATIONS[self.activation]
         if self.gated:
-            hidden = activation(self.gate(x)) * self.up(x)
+            hidden = activated(self.activation, self.gate(x), self.up(x))
         else:
-            hidden = activation(self.up(x))
+            hidden = activated(self.activation, self.up(x))
         return self.down(hidden)
 
 

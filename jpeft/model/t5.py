@@ -21,12 +21,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, prefix_bias
 from jpeft.model.layers import (
-    ACTIVATIONS,
     MASKED,
     EmbeddedInput,
     Embedding,
     Linear,
     RMSNorm,
+    activated,
     apart,
     dropout,
     lengths_of,
@@ -105,11 +105,10 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length d_model"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch length d_model"]:
-        activation = ACTIVATIONS[self.activation]
         if self.is_gated:
-            hidden = activation(self.wi_0(x)) * self.wi_1(x)
+            hidden = activated(self.activation, self.wi_0(x), self.wi_1(x))
         else:
-            hidden = activation(self.wi(x))
+            hidden = activated(self.activation, self.wi(x))
         return self.wo(dropout(hidden, self.dropout_rate, key))
 
 
