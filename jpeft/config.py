@@ -53,7 +53,8 @@ class ModelConfig:
 
     Attributes:
       name: hub id, local directory in Hugging Face layout, GGUF file, or a packaged model: mini, smollm2.
-      dtype: of the frozen weights and of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU.
+      dtype: of the frozen weights and of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU. CPUs with
+        AMX (Intel's Xeons since 2023) take about half the time in bfloat16 if the model is large (docs/run.md).
       dropout_rate: None is the checkpoint's own.
       remat: what the backward pass rematerialises, apart from cheap operations: `none`, `dots` (attention), `block`;
         `auto` is the first of them with which a training step fits the device (docs/accelerators.md).
