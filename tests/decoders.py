@@ -10,6 +10,7 @@ from flax import nnx
 
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import CHOICES, DecoderConfig
+from jpeft.model.rotary import RotaryScaling
 
 _SIZES = dict(vocab_size=320, d_model=16, d_head=4, d_ff=24, num_layers=3, num_heads=4, num_kv_heads=4, rotary_width=4)
 _IDS = dict(pad_token_id=0, eos_token_id=1, max_positions=64)
@@ -30,6 +31,15 @@ MORE = {
     "mistral": _tiny("mistral", num_kv_heads=1, window=5, windowed=(0, 1, 2), tie_word_embeddings=False),
     "qwen2": _tiny("qwen2", num_kv_heads=2),
     "qwen3": _tiny("qwen3", num_kv_heads=2, d_head=6, rotary_width=6, tie_word_embeddings=False),
+}
+
+# Of the four frequencies of a head some stay, some are divided by the factor and some lie in between.
+_HEADS = dict(num_kv_heads=2, d_head=8, rotary_width=8, rotary_base=1000.0)
+SCALED = {
+    "linear": _tiny("llama", **_HEADS, rotary_scaling=RotaryScaling("linear", 2.5)),
+    "llama3": _tiny("llama", **_HEADS, rotary_scaling=RotaryScaling("llama3", 8.0, 64)),
+    "yarn": _tiny("qwen2", **_HEADS, rotary_scaling=RotaryScaling("yarn", 4.0, 64, 1.0, 8.0, size=1.2)),
+    "yarn_exact": _tiny("qwen3", **_HEADS, rotary_scaling=RotaryScaling("yarn", 4.0, 64, 1.0, 8.0, whole_pairs=False)),
 }
 
 

@@ -103,9 +103,8 @@ def rotated(
 def rotations_of(
     config: DecoderConfig, positions: Int[Array, "batch length"]
 ) -> tuple[Float[Array, "batch 1 length half"], Float[Array, "batch 1 length half"]]:
-    """Cosines and sines of the rotary embedding at `positions`, float32."""
-    steps = np.arange(0, config.rotary_width, 2, dtype=np.float32) / np.float32(config.rotary_width)
-    angles = positions[..., None].astype(jnp.float32) * (np.float32(1) / np.float32(config.rotary_base) ** steps)
+    """Cosines and sines of the rotary embedding at `positions`, float32; `RotaryScaling.size` is not applied."""
+    angles = positions[..., None].astype(jnp.float32) * config.rotary_frequencies()
     return jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
 
 
@@ -187,7 +186,8 @@ class CausalAttention(nnx.Module):
 
         In `transformers` the text's positions begin after the prefix, whose keys are not rotated again. Here they
         always begin at 0, so the prefix keys are rotated back by the number of visible prefix positions. Scores depend
-        on differences of positions only, and those are equal. With ALiBi, prefix position i of p is likewise at i - p.
+        on differences of positions only, and those are equal. YaRN's factor, which `transformers` applies to the text's
+        keys alone, is not applied to them. With ALiBi, prefix position i of p is likewise at i - p.
         """
         keys, values = self._heads(before.keys), self._heads(before.values)
         rows, _, length, _ = keys.shape
@@ -449,6 +449,9 @@ class Decoder(nnx.Module):
         config, rotations = self.config, None
         if config.positions in ("halves", "pairs"):
             rotations = rotations_of(config, queries)
+            if config.rotary_scaling is not None and config.rotary_scaling.size != 1:
+                cosines, sines = rotations
+                rotations = cosines * config.rotary_scaling.size, sines * config.rotary_scaling.size
         biases = [mask_bias(mask) for mask in allowed]
         if config.positions == "alibi":  # of the key only: softmax ignores what all keys of a query have in common
             slopes = jnp.asarray(alibi_slopes(config.num_heads))[None, :, None, None]

@@ -7,6 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
 from jpeft.errors import UserError
 from jpeft.files import check_fields
 from jpeft.model.config_fields import (
@@ -21,6 +24,7 @@ from jpeft.model.config_fields import (
     several_ends,
     short,
 )
+from jpeft.model.rotary import RotaryScaling, read_scaling
 
 _BLOOM_BIASES = ("q", "k", "v", "o", "up", "down")
 
@@ -60,6 +64,7 @@ class DecoderConfig(Ends):
         heads.
       rotary_width: the number of leading features of a head that are rotated.
       rotary_base: the base of the rotary frequencies (`rope_theta`).
+      rotary_scaling: how these are scaled to longer texts, as Llama 3.1's are; None if they are not.
       max_positions: the number of learned positions; for other models, the context length that they were trained with.
       window: the sliding window of the layers in `windowed`: the number of tokens that a token attends to, itself
         included.
@@ -88,6 +93,7 @@ class DecoderConfig(Ends):
     num_kv_heads: int = 3
     rotary_width: int = 64
     rotary_base: float = 10000.0
+    rotary_scaling: RotaryScaling | None = None
     max_positions: int = 2048
     window: int | None = None
     windowed: tuple[int, ...] = ()
@@ -113,6 +119,12 @@ class DecoderConfig(Ends):
     def decoder_start_token_id(self) -> int:
         """The placeholder that packed labels begin with; the network replaces it by the last token of the prompt."""
         return self.pad_token_id
+
+    def rotary_frequencies(self) -> Float32[np.ndarray, " half"]:
+        """The rotary frequency of each feature pair, in radians per position."""
+        steps = np.arange(0, self.rotary_width, 2, dtype=np.float32) / np.float32(self.rotary_width)
+        frequencies = np.float32(1) / np.float32(self.rotary_base) ** steps
+        return self.rotary_scaling.scaled(frequencies, self.rotary_base) if self.rotary_scaling else frequencies
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> "DecoderConfig":
@@ -183,8 +195,10 @@ class DecoderConfig(Ends):
         held |= rates | {"model_type": self.model_type, "architectures": [AUTO_CLASSES[self.model_type]]}
         if self.model_type in _LLAMA_LIKE:
             held |= {"rope_theta": self.rotary_base, "hidden_act": self.activation}
-            # transformers 5 reads `rope_parameters`, older versions `rope_theta`.
-            held["rope_parameters"] = {"rope_type": "default", "rope_theta": self.rotary_base}
+            # transformers 5 reads `rope_parameters`, older versions `rope_theta` and `rope_scaling`.
+            scaling = self.rotary_scaling.to_dict() if self.rotary_scaling else {"rope_type": "default"}
+            held["rope_parameters"] = scaling | {"rope_theta": self.rotary_base}
+            held |= {"rope_scaling": scaling} if self.rotary_scaling else {}
             if self.model_type in ("llama", "qwen3"):
                 held["attention_bias"] = "q" in self.biases
             if self.model_type == "llama":
@@ -289,7 +303,7 @@ def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any],
         "rotary_width": width,
     }
     if kind in _LLAMA_LIKE:
-        found["rotary_base"] = _rotary_base(values, source)
+        found |= _rotary(values, known.get("max_positions", DecoderConfig.max_positions), source)
         found["activation"] = _activation(values, "hidden_act", "silu", source)
         if kind in ("llama", "qwen3") and values.get("attention_bias"):
             found["biases"] = ("q", "k", "v", "o")
@@ -316,24 +330,30 @@ def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any],
     return found
 
 
-def _rotary_base(values: Mapping[str, Any], source: str) -> float:
-    """The base of the rotary frequencies, from `rope_theta` or, in configs of transformers 5, `rope_parameters`."""
-    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise UserError(f"{source}: rope_parameters or rope_scaling is {short(scaling)}; expected an object.")
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default":
-        raise UserError(f"{source}: rope_type is {short(kind)}, which jpeft does not have; expected 'default'.")
-    for where in (scaling, values):
+def _rotary(values: Mapping[str, Any], max_positions: int, source: str) -> dict[str, Any]:
+    """The fields `rotary_base` and `rotary_scaling`.
+
+    They are in `rope_theta` and `rope_scaling`, in configs of transformers 5 in `rope_parameters`. As there, the second
+    counts where a config has both of the latter.
+    """
+    held = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(held, Mapping):
+        raise UserError(f"{source}: rope_parameters or rope_scaling is {short(held)}; expected an object.")
+    for where in (held, values):
         if (share := where.get("partial_rotary_factor")) not in (None, 1):
             raise UserError(
                 f"{source}: partial_rotary_factor is {short(share)}, but jpeft rotates the whole head of this kind of "
                 "model; expected 1, or no such field."
             )
-    base = scaling.get("rope_theta") or values.get("rope_theta") or 10000.0
+    base = held.get("rope_theta") or values.get("rope_theta") or 10000.0
     if isinstance(base, bool) or not isinstance(base, int | float):
         raise UserError(f"{source}: rope_theta is {short(base)}; expected a number.")
-    return float(base)
+    trained = "original_max_position_embeddings"
+    held = {**held, trained: values.get(trained) or held.get(trained)}
+    scaling = read_scaling(held, max_positions, source)
+    if scaling and base <= 1:
+        raise UserError(f"{source}: rope_theta is {short(base)}; expected more than 1.")
+    return {"rotary_base": float(base), "rotary_scaling": scaling}
 
 
 def _activation(values: Mapping[str, Any], key: str, default: str, source: str) -> str:
@@ -429,5 +449,35 @@ RELEASED = {
         pad_token_id=2,
         bos_token_id=1,
         eos_token_id=2,
+    ),
+    "meta-llama/Llama-3.2-1B": _released(
+        "llama",
+        vocab_size=128256,
+        d_model=2048,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        d_ff=8192,
+        rotary_base=500000.0,
+        rotary_scaling=RotaryScaling("llama3", 32.0, 8192),
+        max_positions=131072,
+        pad_token_id=128001,
+        bos_token_id=128000,
+        eos_token_id=128001,
+    ),
+    "Qwen/Qwen2.5-0.5B": _released(
+        "qwen2",
+        vocab_size=151936,
+        d_model=896,
+        num_layers=24,
+        num_heads=14,
+        num_kv_heads=2,
+        d_ff=4864,
+        rotary_base=1000000.0,
+        max_positions=32768,
+        norm_epsilon=1e-6,
+        pad_token_id=151643,
+        bos_token_id=151643,
+        eos_token_id=151643,
     ),
 }

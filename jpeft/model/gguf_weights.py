@@ -15,9 +15,12 @@ import numpy as np
 
 from jpeft.errors import UserError
 from jpeft.leaves import Part
+from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.gguf import GgufFile, Tensor, kind_of, open_gguf
 from jpeft.model.weight_files import Checkpoint
 from jpeft.words import one_line
+
+FREQUENCY_FACTORS = "rope_freqs.weight"  # a tensor of Llama 3.1's files that is no weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +48,6 @@ def _llama_config(file: GgufFile) -> dict[str, Any]:
     key = lambda name: f"{arch}.{name}"
     if file.number(key("expert_count"), default=0):
         raise UserError(f"{file.path} is a mixture of experts, which jpeft has no network for.")
-    if "rope_freqs.weight" in file.tensors:
-        raise UserError(f"{file.path} has Llama 3.1's scaled rotary positions (rope_freqs.weight), which are not read.")
     heads, width = file.number(key("attention.head_count")), file.number(key("embedding_length"))
     if isinstance(heads, list) or heads < 1 or width < 1:
         raise UserError(
@@ -85,11 +86,59 @@ def _llama_config(file: GgufFile) -> dict[str, Any]:
         config["mlp_bias"] = "blk.0.ffn_down.bias" in file.tensors
     if window:
         config["sliding_window"] = window
-    scaling = file.text(key("rope.scaling.type"))
-    if scaling not in (None, "none"):
-        factor = file.number(key("rope.scaling.factor"), whole=False)
-        config["rope_scaling"] = {"rope_type": scaling, "factor": factor}
+    if scaling := _rotary_scaling(file, key, config):
+        config["rope_scaling"] = scaling
     return config
+
+
+def _rotary_scaling(file: GgufFile, key: Callable[[str], str], config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`rope_scaling` of the config; None if positions are not scaled.
+
+    As in llama.cpp, a factor without a type is linear scaling, and older files call that factor `rope.scale_linear`.
+    """
+    factor = file.number(key("rope.scale_linear"), default=1.0, whole=False)
+    factor = file.number(key("rope.scaling.factor"), default=factor, whole=False)
+    kind = file.text(key("rope.scaling.type"))
+    if kind is None:
+        kind = "linear" if factor not in (0, 1) else "none"
+    if FREQUENCY_FACTORS in file.tensors:
+        if kind != "none":
+            raise UserError(
+                f"{file.path} has both {FREQUENCY_FACTORS} and {key('rope.scaling')}.*; expected one of them."
+            )
+        return _llama3_scaling(file, config)
+    if kind == "none":
+        return None
+    for name in ("attn_factor", "yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor"):
+        if (stored := key(f"rope.scaling.{name}")) in file.metadata:
+            raise UserError(f"{file.path} has {stored}, which jpeft does not read; expected a file without it.")
+    names = {
+        "original_max_position_embeddings": "original_context_length",
+        "beta_fast": "yarn_beta_fast",
+        "beta_slow": "yarn_beta_slow",
+    }
+    held = {ours: file.metadata.get(key(f"rope.scaling.{theirs}")) for ours, theirs in names.items()}
+    return {"rope_type": kind, "factor": factor} | {name: value for name, value in held.items() if value is not None}
+
+
+def _llama3_scaling(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 3.1's `rope_scaling`, of which llama.cpp stores only by how much each frequency is divided.
+
+    Only the factor differs among the released models, 8 or 32, and it is the largest of the divisors.
+    """
+    divisors = file.read(FREQUENCY_FACTORS).ravel()
+    factor = _tidy(float(divisors.max()))
+    released = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    scaling = {"rope_type": "llama3", "factor": factor, **released}
+    made = DecoderConfig.from_dict({**config, "rope_scaling": scaling}, str(file.path))
+    plain = dataclasses.replace(made, rotary_scaling=None)
+    expected = plain.rotary_frequencies() / made.rotary_frequencies()
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
+        raise UserError(
+            f"{file.path}: {FREQUENCY_FACTORS} divides rotary frequencies in another way than Llama 3.1 to 3.3 do, "
+            "which jpeft does not read."
+        )
+    return scaling
 
 
 def _t5_config(file: GgufFile) -> dict[str, Any]:
@@ -213,7 +262,8 @@ class GgufWeights(Checkpoint):
         self._config = layout.config(self._file)
         self._tensors: dict[str, Tensor] = {}
         for name, tensor in self._file.tensors.items():
-            self._tensors[self._named(name, layout)] = tensor
+            if name != FREQUENCY_FACTORS:  # part of the config
+                self._tensors[self._named(name, layout)] = tensor
         self._heads: dict[str, int] = {}
         if layout.permuted:
             heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}

@@ -104,11 +104,12 @@ def _gpt_neo(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
 def _gptj(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
     width = x.shape[-1] // config["n_head"]
     count = config.get("rotary_dim", 64) or width
+    frequencies = 10000.0 ** (-np.arange(0, count, 2) / count)
     for at in stored.layers("h", "ln_1.weight"):
         h = stored.normed(x, f"{at}.ln_1")
         q, k, v = (_heads(stored.linear(h, f"{at}.attn.{name}_proj"), width) for name in "qkv")
         for each in (q, k):
-            _turn(each, np.arange(0, count, 2), np.arange(1, count, 2), 10000.0, count)
+            _turn(each, np.arange(0, count, 2), np.arange(1, count, 2), frequencies)
         mixed = _attention(q, k, v, _hiding(_distances(x) >= 0), width**-0.5)
         dense = stored.linear(stored.act(stored.linear(h, f"{at}.mlp.fc_in")), f"{at}.mlp.fc_out")
         x = x + stored.linear(mixed, f"{at}.attn.out_proj") + dense
@@ -118,7 +119,7 @@ def _gptj(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
 def _llama(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
     """Llama, Mistral, Qwen2 and Qwen3."""
     width = config.get("head_dim") or x.shape[-1] // config["num_attention_heads"]
-    base = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or 10000.0
+    frequencies, size = _llama_frequencies(config, width)
     distance, windows = _distances(x), _windows(config)
     for layer, at in enumerate(stored.layers("layers", "input_layernorm.weight")):
         h = stored.normed(x, f"{at}.input_layernorm")
@@ -126,7 +127,7 @@ def _llama(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
         if stored.find(f"{at}.self_attn.q_norm.weight"):
             q, k = stored.normed(q, f"{at}.self_attn.q_norm"), stored.normed(k, f"{at}.self_attn.k_norm")
         for each in (q, k):
-            _turn(each, np.arange(width // 2), np.arange(width // 2, width), float(base), width)
+            _turn(each, np.arange(width // 2), np.arange(width // 2, width), frequencies, size)
         sees = (distance >= 0) & (distance < windows(layer, x.shape[1]))
         x = x + stored.linear(_attention(q, k, v, _hiding(sees), width**-0.5), f"{at}.self_attn.o_proj")
         h = stored.normed(x, f"{at}.post_attention_layernorm")
@@ -158,12 +159,43 @@ def _hiding(sees: np.ndarray) -> Numbers:
     return np.where(sees, np.float32(0), np.float32(-1e9))
 
 
-def _turn(x: Numbers, ones: np.ndarray, others: np.ndarray, base: float, count: int) -> None:
+def _turn(x: Numbers, ones: np.ndarray, others: np.ndarray, frequencies: np.ndarray, size: float = 1.0) -> None:
     """Apply a rotary embedding, in place, to the feature pairs `(ones[i], others[i])` of each head."""
-    angles = np.arange(x.shape[1])[:, None] / base ** (np.arange(0, count, 2) / count)
-    cosines, sines = np.cos(angles)[:, None].astype(np.float32), np.sin(angles)[:, None].astype(np.float32)
+    angles = np.arange(x.shape[1])[:, None, None] * frequencies
+    cosines, sines = ((size * wave(angles)).astype(np.float32) for wave in (np.cos, np.sin))
     one, other = x[..., ones].copy(), x[..., others].copy()
     x[..., ones], x[..., others] = one * cosines - other * sines, other * cosines + one * sines
+
+
+def _llama_frequencies(config: dict[str, Any], width: int) -> tuple[np.ndarray, float]:
+    """Rotary frequencies, float64, by their wavelengths in tokens, and the factor of cosines and sines."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    waves = 2 * np.pi * base ** (np.arange(0, width, 2) / width)
+    kind, size = scaling.get("rope_type") or scaling.get("type") or "default", 1.0
+    text = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+    text = text or config["max_position_embeddings"]
+    factor: float = scaling.get("factor") or config["max_position_embeddings"] / text
+    if kind == "linear":
+        waves = waves * factor
+    if kind == "llama3":
+        shortest, longest = text / scaling["high_freq_factor"], text / scaling["low_freq_factor"]
+        mix = (1 / waves - 1 / longest) / (1 / shortest - 1 / longest)
+        between = waves / (mix + (1 - mix) / factor)
+        waves = np.select([waves < shortest, waves > longest], [waves, waves * factor], between)
+    if kind == "yarn":
+        bounds = [text / (scaling.get(key) or default) for key, default in (("beta_fast", 32), ("beta_slow", 1))]
+        first, last = (width / 2 * np.log(wave / 2 / np.pi) / np.log(base) for wave in bounds)
+        if scaling.get("truncate", True):
+            first, last = np.floor(first), np.ceil(last)
+        ramp = np.interp(np.arange(width // 2), [max(first, 0), min(last, width - 1)], [0, 1])
+        waves = waves / (1 - ramp + ramp / factor)
+        size = scaling.get("attention_factor")
+        if size is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
+            ours, all_ = (1 + 0.1 * scaling[key] * np.log(factor) for key in ("mscale", "mscale_all_dim"))
+            size = ours / all_
+        size = 1 + 0.1 * np.log(factor) if size is None else size
+    return 2 * np.pi / waves, size
 
 
 def _slopes(heads: int) -> list[float]:

@@ -95,9 +95,11 @@ def write_llama(
     chat: str | None = CHAT,
     pre: str = "smollm",
     vocabulary: bool = True,
-    entries: dict[str, str] | None = None,
+    entries: dict[str, str | float | int] | None = None,
+    rotary_base: float = 100_000.0,
+    divisors: np.ndarray | None = None,
 ) -> None:
-    """Write the file of a Llama, Qwen2 or Qwen3 with matrices of type `kind`."""
+    """Write the file of a Llama, Qwen2 or Qwen3 with matrices of type `kind`; `divisors` scale rotary frequencies."""
     writer = GGUFWriter(str(path), arch)
     writer.add_block_count(LAYERS)
     writer.add_context_length(128)
@@ -106,10 +108,10 @@ def write_llama(
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(100_000.0)
+    writer.add_rope_freq_base(rotary_base)
     writer.add_rope_dimension_count(HEAD)
     for key, value in (entries or {}).items():
-        writer.add_string(key, value)
+        {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}[type(value)](key, value)
     if vocabulary:
         backend = byte_level()
         pieces = sorted(backend.get_vocab(), key=backend.get_vocab().__getitem__)
@@ -125,6 +127,8 @@ def write_llama(
         writer.add_add_bos_token(False)
         if chat is not None:
             writer.add_chat_template(chat)
+    if divisors is not None:
+        _add(writer, "rope_freqs.weight", divisors, GGMLQuantizationType.F32)
     for name, value in weights.items():
         module, _, leaf = name.rpartition(".")
         if module.startswith("model.layers."):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,14 @@ from jpeft.model.decoder import Decoder, alibi_slopes, right_aligned
 from jpeft.model.decoder_config import RELEASED, DecoderConfig
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import abstract_model, family_in, load_model
+from jpeft.model.rotary import RotaryScaling
 from jpeft.model.stack import REMAT_POLICIES
 from jpeft.model.weight_files import InMemory
 from jpeft.peft.attaching import attach, count
 from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import select
-from tests.decoders import LLAMA, MORE, TINY_DECODERS, one_layer, random_decoder
+from tests.decoders import LLAMA, MORE, SCALED, TINY_DECODERS, one_layer, random_decoder
 
 TOTALS = {
     "EleutherAI/gpt-neo-125m": 125_198_592,
@@ -34,6 +36,8 @@ TOTALS = {
     "bigscience/bloom-560m": 559_214_592,
     "bigscience/bloom-7b1": 7_069_016_064,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
 }
 INPUTS = [[7, 8, 9, 10, 11, 12, 13], [5, 6, 7], [250]]
 TARGETS = [[20, 21, 22, 1], [30, 1], [40, 41, 1]]
@@ -297,9 +301,9 @@ def test_gptj_rotates_64_numbers_of_a_head_where_its_config_leaves_it_out():
     assert rotated_ == [64, 128]
 
 
-@pytest.mark.parametrize("kind", [*TINY_DECODERS, *MORE])
+@pytest.mark.parametrize("kind", [*TINY_DECODERS, *MORE, *SCALED])
 def test_weights_are_written_and_read_again_and_a_second_reader_agrees(kind, tmp_path):
-    config = {**TINY_DECODERS, **MORE}[kind]
+    config = {**TINY_DECODERS, **MORE, **SCALED}[kind]
     model = random_decoder(config)
     DECODER_FAMILY.save(model, tmp_path)
     assert family_in(tmp_path) is DECODER_FAMILY and DECODER_FAMILY.read_config(tmp_path) == config
@@ -364,6 +368,44 @@ def test_what_flax_wrote_is_read(tmp_path):
 
 
 _LLAMA_JSON = LLAMA.to_dict()
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_scaling": LLAMA3},
+        {"rope_parameters": LLAMA3 | {"rope_theta": 500.0}},
+        {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},  # edited by hand
+        {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": None}, "original_max_position_embeddings": 64},
+        {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": None}, "max_position_embeddings": 64},
+    ],
+)
+def test_scaled_positions_are_read_wherever_configs_have_them(values):
+    config = DecoderConfig.from_dict({**_LLAMA_JSON, "rope_parameters": None, "rope_theta": 500.0, **values})
+    assert config.rotary_scaling == RotaryScaling("llama3", 8.0, 64, 1.0, 4.0) and config.rotary_base == 500.0
+
+
+@pytest.mark.parametrize(
+    "given, size",
+    [
+        ({}, 1 + 0.1 * math.log(4)),
+        ({"attention_factor": 0.5}, 0.5),
+        ({"mscale": 1.0}, 1 + 0.1 * math.log(4)),
+        ({"mscale": 2, "mscale_all_dim": 1}, (1 + 0.2 * math.log(4)) / (1 + 0.1 * math.log(4))),
+    ],
+)
+def test_yarn_changes_the_size_of_cosines_and_sines(given, size):
+    values = {"type": "yarn", "original_max_position_embeddings": 32, **given}
+    config = DecoderConfig.from_dict({**_LLAMA_JSON, "max_position_embeddings": 128, "rope_scaling": values})
+    assert config.rotary_scaling.factor == 4 and config.rotary_scaling.size == pytest.approx(size)
+    assert DecoderConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
@@ -372,7 +414,15 @@ _LLAMA_JSON = LLAMA.to_dict()
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"num_key_value_heads": 3}, "3 heads of keys and values for 4 of queries"),
         ({"head_dim": None, "hidden_size": 15}, "hidden_size is 15, which 4 heads do not divide"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type is 'dynamic'.*; expected one of default, linear"),
+        ({"rope_scaling": {"type": "linear"}}, "factor of the rope_type linear is None; expected a number from 1"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor of the rope_type linear is '2'"),
+        ({"rope_scaling": {"type": "linear", "factor": math.nan}}, "factor of the rope_type linear is nan"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "low_freq_factor 1 and high_freq_factor 1; expected"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": None}}, "high_freq_factor of the rope_type llama3 is None"),
+        ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 1.5}, "original_max_position_embeddings is 1.5"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": 1}}, "truncate of the rope_type yarn is 1"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2}, "rope_theta": 1}, "rope_theta is 1; expected more than 1"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, but .*; expected 1"),
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor is 0.25"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'"),

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, quants
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.model import t5_weights, weight_files
-from jpeft.model.family import family_in
+from jpeft.model.family import family_in, load_model
 from jpeft.model.gguf import GgufFile, gguf_in
 from jpeft.model.gguf_weights import GgufWeights, gguf_config
 from jpeft.model.settings import settings_of
@@ -81,6 +81,76 @@ def test_sizes_are_those_of_a_config_json(made):
     assert config["num_hidden_layers"] == 2 and config["max_position_embeddings"] == 128
     assert config["rms_norm_eps"] == 1e-5 and config["rope_theta"] == 100_000.0
     assert config["tie_word_embeddings"] is True and config["eos_token_id"] == 2 and config["pad_token_id"] == 2
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 8.0},
+        {"llama.rope.scaling.factor": 1.0},
+        {"llama.rope.scaling.factor": 0.0},
+        {"llama.rope.scale_linear": 1.0},
+    ],
+)
+def test_positions_that_are_not_scaled_need_no_scaling(tmp_path, entries):
+    write_llama(tmp_path / "a.gguf", llama_weights(), entries=entries)
+    assert "rope_scaling" not in gguf_config(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize(
+    "entries, scaling",
+    [
+        ({"llama.rope.scaling.factor": 8.0}, {"rope_type": "linear", "factor": 8}),  # llama.cpp's default type
+        ({"llama.rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4}),  # its older key
+        (
+            {
+                "llama.rope.scaling.type": "yarn",
+                "llama.rope.scaling.factor": 4.0,
+                "llama.rope.scaling.original_context_length": 64,
+                "llama.rope.scaling.yarn_beta_fast": 16.0,
+            },
+            {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64, "beta_fast": 16},
+        ),
+    ],
+)
+def test_scaled_positions_are_those_of_the_file(tmp_path, entries, scaling):
+    write_llama(tmp_path / "a.gguf", llama_weights(), entries=entries)
+    assert gguf_config(tmp_path / "a.gguf")["rope_scaling"] == scaling
+    assert load_model(tmp_path / "a.gguf").config.rotary_scaling.factor == scaling["factor"]
+
+
+def test_frequencies_that_are_divided_as_in_llama_3_are_its_scaling(tmp_path):
+    # Of the four feature pairs' frequencies two stay, one lies between the bounds, one is divided by the factor.
+    turns = 8192 / (2 * np.pi) * 500_000.0 ** (-np.arange(0, 8, 2) / 8)
+    kept = np.clip((turns - 1) / 3, 0, 1)
+    assert 0 < kept[2] < 1 and list(kept[[0, 1, 3]]) == [1, 1, 0]
+    divisors = (1 / (kept + (1 - kept) / 32)).astype(np.float32)
+    path = tmp_path / "a.gguf"
+    write_llama(path, llama_weights(), rotary_base=500_000.0, divisors=divisors)
+    expected = {"rope_type": "llama3", "factor": 32, "low_freq_factor": 1, "high_freq_factor": 4}
+    assert gguf_config(path)["rope_scaling"] == {**expected, "original_max_position_embeddings": 8192}
+    frequencies = load_model(path).config.rotary_frequencies()
+    np.testing.assert_allclose(frequencies, 500_000.0 ** (-np.arange(0, 8, 2) / 8) / divisors, rtol=1e-5)
+
+    write_llama(path, llama_weights(), rotary_base=500_000.0, divisors=divisors * np.float32([1, 1, 1.01, 1]))
+    with pytest.raises(UserError, match="divides rotary frequencies in another way than Llama 3.1 to 3.3"):
+        gguf_config(path)
+    write_llama(
+        path,
+        llama_weights(),
+        rotary_base=500_000.0,
+        divisors=divisors,
+        entries={"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0},
+    )
+    with pytest.raises(UserError, match="has both rope_freqs.weight and llama.rope.scaling"):
+        gguf_config(path)
+
+
+def test_factors_of_yarn_that_are_not_read_are_refused(tmp_path):
+    entries = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    write_llama(tmp_path / "a.gguf", llama_weights(), entries=entries | {"llama.rope.scaling.attn_factor": 1.5})
+    with pytest.raises(UserError, match="llama.rope.scaling.attn_factor, which jpeft does not read"):
+        gguf_config(tmp_path / "a.gguf")
 
 
 # --- untrusted files ---

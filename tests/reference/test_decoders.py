@@ -47,11 +47,29 @@ _LLAMA = dict(
     num_key_value_heads=2,
     max_position_embeddings=256,
 )
+# Of such bounds that some frequencies stay, some are divided and some lie between.
+_SCALINGS = [
+    {"rope_type": "linear", "factor": 2.5},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8, "original_max_position_embeddings": 64},
+]
 _CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**_LLAMA | {"pad_token_id": 2}, tie_word_embeddings=True),
     "llama_untied": lambda: transformers.LlamaConfig(
         **_LLAMA, tie_word_embeddings=False, attention_bias=True, mlp_bias=True, head_dim=12, rope_theta=1000.0
     ),
+    **{
+        f"llama_{scaling['rope_type']}": lambda scaling=scaling: transformers.LlamaConfig(
+            **_LLAMA, tie_word_embeddings=True, head_dim=16, rope_parameters={"rope_theta": 500.0, **scaling}
+        )
+        for scaling in _SCALINGS
+    },
     "mistral": lambda: transformers.MistralConfig(**_LLAMA, tie_word_embeddings=False, sliding_window=7),
     "qwen2": lambda: transformers.Qwen2Config(**_LLAMA, tie_word_embeddings=True),
     "qwen2_windowed": lambda: transformers.Qwen2Config(
