@@ -8,6 +8,7 @@ end-of-text token follows the answer.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 import subprocess
@@ -64,6 +65,13 @@ def chat_template_of(choice: str, *, key: str = "data.chat_template") -> str:
     if not text.strip() or text.strip() in (AUTO, NONE):
         raise UserError(f"{path} holds no Jinja chat template.")
     return text
+
+
+def chat_template_digest(choice: str | None) -> str | None:
+    """The digest of a template's text; None if `data.chat_template` names no file. Raises as `chat_template_of`."""
+    if choice is None or choice in (AUTO, NONE):
+        return None
+    return hashlib.sha256(chat_template_of(choice).encode()).hexdigest()
 
 
 def wording_of(

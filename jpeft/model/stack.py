@@ -20,8 +20,8 @@ from jpeft.model.attention import MIXED, Cached, KeysValues
 from jpeft.model.placement import Place, current_place, placed
 from jpeft.model.products import PRODUCT
 
-# What the backward pass of a block recomputes: operations that are cheap beside a matrix product; also attention;
-# everything.
+# What the backward pass of a block recomputes, cheapest first: operations that are cheap beside a matrix product; also
+# attention; everything.
 REMAT_POLICIES = ("none", "dots", "block")
 
 

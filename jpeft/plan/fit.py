@@ -7,6 +7,7 @@ from typing import Any
 
 from jpeft.config import MeshConfig, Run
 from jpeft.errors import RunFailed, UserError
+from jpeft.model.stack import REMAT_POLICIES
 from jpeft.plan.compile import Compiled, Compiler
 from jpeft.plan.devices import Device
 from jpeft.plan.memory import STEPS, Held, Lengths, longest_lengths
@@ -276,7 +277,7 @@ def _fastest(
         report(f"{setting.rows} rows a micro-batch, remat {setting.remat}")
         return _needs(compiler.compile(fitting.with_training(first, setting), lengths, "train"), room)
 
-    for remat in ("none", "dots", "block") if room > 0 else ():
+    for remat in REMAT_POLICIES if room > 0 else ():
         kind = dataclasses.replace(first, model=dataclasses.replace(first.model, remat=remat))
         settings = [s for s in fitting.trainings(kind, remat=False, rows=True) if s.rows > largest]
         setting = fitting.first_training(settings, needs, room)

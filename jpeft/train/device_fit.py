@@ -30,8 +30,6 @@ from jpeft.train.step import TrainState, zero_sums
 from jpeft.trouble import out_of_memory
 from jpeft.words import counted, size
 
-_DOES_NOT_COMPILE = 2**62  # bytes reported for a program that the compiler refuses for lack of memory
-
 
 class DeviceFit:
     """Finds which values of the open settings (`auto`) fit the device.
@@ -58,7 +56,7 @@ class DeviceFit:
         self._family = family_of(setup.model)
         self._free: float | None = None
         self._accepted: list[int] = []  # bytes
-        self._refused: list[tuple[int, int]] = []  # bytes, rows
+        self._refused: list[tuple[int | None, int]] = []  # bytes, rows
 
     def programs(self, remat: str) -> tuple[Programs, nnx.GraphDef]:
         """Returns the run's programs and its model's structure under a rematerialisation policy (`model.remat`)."""
@@ -94,7 +92,7 @@ class DeviceFit:
 
     def _nothing_fits(self, what: str) -> RunFailed:
         assert self._free is not None
-        measured = [(needs, rows) for needs, rows in self._refused if needs < _DOES_NOT_COMPILE]
+        measured = [(needs, rows) for needs, rows in self._refused if needs is not None]
         if measured:
             needs = "needs {} at {}".format(size(min(measured)[0]), counted(min(measured)[1], "row"))
         else:
@@ -116,7 +114,7 @@ class DeviceFit:
             f"{counted(evaluated, 'row')} evaluated at once{needs}"
         )
 
-    def _training_needs(self, setting: fitting.Training) -> int:
+    def _training_needs(self, setting: fitting.Training) -> int | None:
         programs = self.programs(setting.remat)[0]
         sums = self._layout.describe(jax.eval_shape(programs.zero_sums, self._state.adapter))
         key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
@@ -126,7 +124,7 @@ class DeviceFit:
         args = (sums, self._state.adapter, self._base, key, number, number, batch)
         return self._record(self._bytes_needed(programs.accumulate, *args), setting.rows)
 
-    def _evaluation_needs(self, run: Run) -> int:
+    def _evaluation_needs(self, run: Run) -> int | None:
         programs, rows = self.programs(run.model.remat)[0], run.rows()[1]
         trees = self._state.adapter, self._base
         inputs = jax.ShapeDtypeStruct((rows, self._longest_input()), jnp.int32)
@@ -135,12 +133,13 @@ class DeviceFit:
         copies = bytes_on_a_device(self._state.adapter)  # the best adapter is loaded beside the last one
         copies += 0 if answering.move is None else bytes_on_a_device(moved)
         needs = [
-            self._bytes_needed(answering.generate, *moved, inputs) + copies,
-            self._bytes_needed(programs.loss, *trees, self._batch(rows, self._data.shapes[-1])),
+            (self._bytes_needed(answering.generate, *moved, inputs), copies),
+            (self._bytes_needed(programs.loss, *trees, self._batch(rows, self._data.shapes[-1])), 0),
         ]
         if answering.label_log_probs is not None:
-            needs.append(self._bytes_needed(answering.label_log_probs, *moved, inputs) + copies)
-        return self._record(max(needs), rows)
+            needs.append((self._bytes_needed(answering.label_log_probs, *moved, inputs), copies))
+        known = [taken + beside for taken, beside in needs if taken is not None]
+        return self._record(max(known) if len(known) == len(needs) else None, rows)
 
     def _longest_input(self) -> int:
         """Tokens of the longest padded input that answers are generated for: test rows, and validation if monitored."""
@@ -149,10 +148,10 @@ class DeviceFit:
         longest = max(self._data.tokens[split].lengths()[:, 0].max() for split in splits)
         return fitting_shape(self._data.shapes, np.array([(longest, 1)]))[0]
 
-    def _record(self, needs: int, rows: int) -> int:
+    def _record(self, needs: int | None, rows: int) -> int | None:
         """Returns `needs` unchanged, after recording it for `words` and for the error message."""
         assert self._free is not None
-        if needs <= self._free:
+        if needs is not None and needs <= self._free:
             self._accepted.append(needs)
         else:
             self._refused.append((needs, rows))
@@ -162,14 +161,14 @@ class DeviceFit:
         assert self._family is not None
         return self._family.batch_shapes(rows, shape)
 
-    def _bytes_needed(self, program: Program, *args: Any) -> int:
-        """Returns the bytes that the compiler reports for a program, `_DOES_NOT_COMPILE` if it runs out of memory."""
+    def _bytes_needed(self, program: Program, *args: Any) -> int | None:
+        """Returns the bytes that the compiler reports for a program; None if it refuses it for lack of memory."""
         try:
             return needed_memory(program.prepare(*args))
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            return _DOES_NOT_COMPILE
+            return None
 
 
 def resolve_auto(asked: Run, fit: DeviceFit, directory: RunDirectory, *, report: Callable[[str], None]) -> Run:

@@ -11,9 +11,9 @@ from typing import Any
 
 from jpeft.config import Run
 from jpeft.errors import UserError
+from jpeft.model.stack import REMAT_POLICIES
 from jpeft.typed_config import AUTO, with_value
 
-_REMATS = ("none", "dots", "block")  # cheapest first
 _CUTS = (1, 2, 4, 8, 16, 32, 64)
 _MILD_CUT = 4  # micro-batches of less than a quarter of the rows cost more than rematerialising, so come after it
 
@@ -44,7 +44,7 @@ def trainings(run: Run, *, remat: bool, rows: bool) -> list[Training]:
       remat, rows: whether these may change.
     """
     first, accumulated = run.rows()[0], run.train.accumulation_steps
-    remats = _REMATS[_REMATS.index(run.model.remat) :] if remat else (run.model.remat,)
+    remats = REMAT_POLICIES[REMAT_POLICIES.index(run.model.remat) :] if remat else (run.model.remat,)
     cuts = _divisors(run, first) if rows else [1]
     if run.mesh.fsdp > 1:
         pairs = [(kind, cut) for cut in cuts for kind in remats]
@@ -80,14 +80,17 @@ def with_evaluation(run: Run, rows: int) -> Run:
     return dataclasses.replace(run, eval=dataclasses.replace(run.eval, batch_size=rows))
 
 
-def first_training(settings: Sequence[Training], needs: Callable[[Training], int], room: float) -> Training | None:
+def first_training(
+    settings: Sequence[Training], needs: Callable[[Training], int | None], room: float
+) -> Training | None:
     """Returns the first setting that needs at most `room` bytes, or None.
 
     The memory of a micro-batch grows with its rows, at most proportionally. A setting that is too large by this bound
     is skipped without compiling it.
 
     Args:
-      needs: returns the bytes that a setting's program takes; a call may compile for a minute.
+      needs: returns the bytes that a setting's program takes, or None if the compiler refuses it, which says nothing
+        about fewer rows; a call may compile for a minute.
     """
     known: dict[str, list[tuple[int, int]]] = {}
     for setting in settings:
@@ -95,19 +98,23 @@ def first_training(settings: Sequence[Training], needs: Callable[[Training], int
         if least > room:
             continue
         need = needs(setting)
+        if need is None:
+            continue
         if need <= room:
             return setting
         known.setdefault(setting.remat, []).append((setting.rows, need))
     return None
 
 
-def first_evaluation(rows: Sequence[int], needs: Callable[[int], int], room: float) -> int | None:
-    """Returns the first of these batch sizes that needs at most `room` bytes, or None."""
+def first_evaluation(rows: Sequence[int], needs: Callable[[int], int | None], room: float) -> int | None:
+    """Returns the first batch size that needs at most `room` bytes, or None; `needs` is as for `first_training`."""
     least_refused: tuple[int, int] | None = None
     for number in rows:
         if least_refused is not None and least_refused[1] * number // least_refused[0] > room:
             continue
         need = needs(number)
+        if need is None:
+            continue
         if need <= room:
             return number
         least_refused = number, need
@@ -122,8 +129,8 @@ def mildest_fitting(
     run: Run,
     changeable: Container[str],
     *,
-    training_needs: Callable[[Training], int],
-    evaluation_needs: Callable[[Run], int],
+    training_needs: Callable[[Training], int | None],
+    evaluation_needs: Callable[[Run], int | None],
     room: float,
 ) -> Run:
     """Returns the run with the mildest settings that need at most `room` bytes.
@@ -131,7 +138,8 @@ def mildest_fitting(
     Args:
       run: a run without any `auto`.
       changeable: the keys that may change, of `model.remat`, `train.batch_size` and `eval.batch_size`.
-      training_needs: returns the bytes that a micro-batch's program takes; a call may compile for a minute.
+      training_needs: returns the bytes that a micro-batch's program takes, or None if the compiler refuses it; a call
+        may compile for a minute.
       evaluation_needs: likewise the bytes that evaluation takes, for a run whose training settings are resolved.
 
     Raises:

@@ -1,7 +1,6 @@
 """Fingerprints of what a run reads beside its rows, so that it does not resume on another base of the same name."""
 
 import ast
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from jpeft.adapters.locate import locate
 from jpeft.config import Run, monitored_metric
 from jpeft.eval.metrics.own import is_own
 from jpeft.fingerprints import fingerprint, fingerprints_of
-from jpeft.model.chat import AUTO, NONE, chat_template_of
+from jpeft.model.chat import chat_template_digest
 from jpeft.model.source import find_here
 from jpeft.model.tokenizer import tokenizer_files
 from jpeft.model.weight_files import model_fingerprint
@@ -21,12 +20,12 @@ def origins(run: Run) -> dict[str, str]:
 
     Files that are not on this machine, cannot be read or are not used by the run have none.
     """
-    readers: dict[str, Callable[[], str | None]] = {}
+    readers: dict[str, Callable[[], str | None]] = {
+        "chat_template": lambda: chat_template_digest(run.data.chat_template)
+    }
     if (directory := find_here(run.model.name)) is not None:
         readers["base"] = lambda: model_fingerprint(directory)
         readers["tokenizer"] = lambda: fingerprint(tokenizer_files(directory))
-    if (template := run.data.chat_template) not in (None, AUTO, NONE):
-        readers["chat_template"] = lambda: hashlib.sha256(chat_template_of(template).encode()).hexdigest()
     if (adapter := run.method.from_adapter) is not None:
         readers["from_adapter"] = lambda: fingerprint(adapter_files(locate(Path(adapter).expanduser()).directory))
     modules = _own_metric_modules(run)

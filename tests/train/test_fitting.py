@@ -79,6 +79,15 @@ def test_what_cannot_fit_is_not_asked_for():
     assert fitting.first_evaluation(rows, lambda n: 10 * n, 5.0) is None
 
 
+def test_a_setting_that_the_compiler_refuses_says_nothing_of_fewer_rows():
+    settings = fitting.trainings(Run(), remat=False, rows=True)
+    needs = lambda setting: None if setting.rows > 4 else 10 * setting.rows
+    assert fitting.first_training(settings, needs, 300.0) == Training("none", 4, 16)
+    assert fitting.first_evaluation([32, 16, 8, 4], lambda n: None if n > 8 else 10 * n, 300.0) == 8
+    assert fitting.first_training(settings, lambda setting: None, 300.0) is None
+    assert fitting.first_evaluation([32, 16], lambda n: None, 300.0) is None
+
+
 def test_auto_is_as_if_left_open_until_it_is_settled(cell):
     run, open_ = cell(**AUTO), cell()
     assert run != open_ and run.mildest() == open_ and run.rows() == (16, 32)
