@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.model.layers import MASKED, dropout
@@ -247,9 +248,9 @@ def _scores(q: Array, k: Array, bias: ScoreBias, scale: float) -> Float[Array, "
     return sum(bias, scores if scale == 1.0 else scores * scale)
 
 
-def _mixed(weights: Array, v: Array) -> Float[Array, "batch num_heads q_len d_kv"]:
+def _mixed(weights: Array, v: Array, dtype: DTypeLike) -> Float[Array, "batch num_heads q_len d_kv"]:
     folded = weights.reshape(*v.shape[:2], -1, v.shape[2])
-    return einsum("bhqk,bhkd->bhqd", folded, v, v.dtype).reshape(*weights.shape[:3], -1)
+    return einsum("bhqk,bhkd->bhqd", folded, v, dtype).reshape(*weights.shape[:3], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -266,8 +267,9 @@ def _attend_with_statistics(
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     # Dividing after the product with v takes `[q_len, d_kv]` divisions instead of `[q_len, kv_len]`.
-    mixed = _mixed(dropout(weights.astype(q.dtype), rate, key), v) / total.astype(q.dtype)
-    return mixed, largest, total
+    # In float32: a rounded total would shift a whole row of the output, and with it the row's gradient.
+    mixed = _mixed(dropout(weights.astype(q.dtype), rate, key), v, jnp.float32) / total
+    return mixed.astype(q.dtype), largest, total
 
 
 def _forward(
@@ -299,7 +301,7 @@ def _backward(scale: float, rate: float, residuals: tuple[Any, ...], grad: Array
     row_sums = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
     grad_scores = weights * (grad_weights - row_sums)
     narrow = (grad_scores if scale == 1.0 else grad_scores * scale).astype(q.dtype)
-    grad_q = _mixed(narrow, k)
+    grad_q = _mixed(narrow, k, k.dtype)
     grad_k = einsum(
         "bhqk,bhqd->bhkd",
         narrow.reshape(*k.shape[:2], -1, k.shape[2]),

@@ -60,6 +60,10 @@ def test_in_bfloat16_sums_are_float32():
     value, gradient = jax.value_and_grad(lambda v: attend(ones[:, :, :1], ones, v, ())[0, 0, 0, 0])(ones)
     assert value == 1.0 and gradient.dtype == jnp.bfloat16
     assert np.allclose(np.asarray(gradient, np.float32), 1 / 300, rtol=2**-8)
+    # The mean of 100 zeros and 201 ones, rounded once. The total, 301, is no bfloat16, and neither is 201 / 300.
+    longer = jnp.ones((1, 1, 301, 1), jnp.bfloat16)
+    mean = attend(longer[:, :, :1], longer, longer.at[:, :, :100].set(0), ())
+    assert mean[0, 0, 0, 0] == jnp.bfloat16(201 / 301) != jnp.bfloat16(201 / 300)
     jaxpr = str(jax.make_jaxpr(lambda q, k, v, bias: jax.grad(lambda q: attend(q, k, v, bias).sum())(q))(*given()))
     assert jaxpr.count("preferred_element_type=float32") >= 3  # scores, recomputed scores, gradients of weights
 
