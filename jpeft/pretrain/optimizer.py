@@ -1,6 +1,8 @@
 """The optimizers of pretraining, whose steps are relative to each weight's root mean square.
 
-T5 depends on this: it has no 1/sqrt(d_kv) in its attention but folds it into the initial scale of the query
+The weights of one name in all layers of a stack are one array and share one root mean square.
+
+T5 depends on relative steps: it has no 1/sqrt(d_kv) in its attention but folds it into the initial scale of the query
 projections, which is an eighth of the other projections' at d_kv = 64. Steps of one absolute size would soon saturate
 the attention.
 """

@@ -179,7 +179,7 @@ def _set_embeddings(model: T5 | Decoder, run: Pretraining, mixture: Mixture, rep
         return
     report("counts which tokens occur near which, to initialise the embeddings")
     texts = [
-        (part.source.texts, mixture.rates[name])
+        (part.source.texts, part.source.document[part.pieces], mixture.rates[name])
         for name, part in mixture.training.items()
         if isinstance(part.source, TextSource)
     ]
