@@ -162,8 +162,8 @@ class DataConfig:
       input, target: columns of the text and of the answer in rows of your own; None is `input` and `target`.
       template: the prompt, with columns in braces, `{column}`; None is the task's own, or the column `input`.
       options: whether the prompt of your own classes lists them: `list`, `none`, or `auto`, which appends the list to a
-        template that has words of its own and does not name the classes, if the list takes a quarter of the input
-        length at most.
+        template that has words of its own and does not name the classes, if these words and the list take a quarter of
+        the input length at most.
       kind: of a custom task, `classification` or `generation`; None infers it from the targets.
       chat_template: how a decoder-only model is prompted: `auto`, as a chat if its files have a chat template; `none`,
         by the plain prompt, which the answer continues; or a file with a Jinja template. T5 has no chat template.
