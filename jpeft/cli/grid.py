@@ -45,7 +45,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     how.add_argument("--dry-run", action="store_true", help="show every cell's state and run nothing")
     how.add_argument("--limit", type=whole(), metavar="N", help="start at most N cells")
     how.add_argument("--retry-failed", action="store_true", help="run failed cells again, too")
-    how.add_argument("--overwrite-stale", action="store_true", help="run stale cells again; each one's work is kept aside in replaced/ until then")
+    how.add_argument(
+        "--overwrite-stale",
+        action="store_true",
+        help="run stale cells again; each one's work is kept aside in replaced/ until then",
+    )
     how.add_argument("--launcher", choices=("local", "ray"), default="local", help="(default: %(default)s)")
     how.add_argument(
         "--jobs",
