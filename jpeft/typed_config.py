@@ -19,6 +19,7 @@ from jpeft.errors import UserError
 from jpeft.words import RENAME_OR_REENCODE, shortened, why_not_utf8
 
 ANY = float("inf")  # no bound
+ABOVE_ZERO = math.ulp(0.0)  # the least number above 0, a lower bound
 AUTO = "auto"
 SEEDS = (0, 2**32 - 1)  # the range of seeds of JAX's keys
 _LONGEST_TEXT = 20_000  # characters, of a template for example
@@ -175,7 +176,8 @@ def check_bounds(key: str, value: int | float | str | None, least: int | float, 
         return
     assert not isinstance(value, str), "the only text is `auto`"
     if not (least <= value <= most and math.isfinite(value)):
-        expected = f"at most {most:,.15g}" if value > most else f"at least {least:,g}"
+        above = "more than 0" if least == ABOVE_ZERO else f"at least {least:,g}"
+        expected = f"at most {most:,.15g}" if value > most else above
         raise UserError(f"{key} is {value}; expected {expected}.")
 
 

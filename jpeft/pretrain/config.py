@@ -1,7 +1,6 @@
 """The config of a pretraining run as typed, checked dataclasses."""
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,17 @@ from jpeft.model.decoder_config import CHOICES, DecoderConfig
 from jpeft.model.stack import REMAT_POLICIES
 from jpeft.model.t5_config import T5Config
 from jpeft.pretrain.corpus import KINDS
-from jpeft.typed_config import SEEDS, check_path, filled_in, one_of, parse, placeholders
+from jpeft.typed_config import (
+    ABOVE_ZERO,
+    SEEDS,
+    check_bounds,
+    check_path,
+    filled_in,
+    one_of,
+    parse,
+    placeholders,
+    value_at,
+)
 
 OPTIMIZERS = ("adamw", "adafactor")
 EMBEDDINGS = ("random", "cooccurrence")
@@ -244,6 +253,9 @@ class Pretraining:
         return run
 
     def _check(self) -> None:
+        values = self.to_dict()
+        for key, (least, most) in _BOUNDS.items():
+            check_bounds(key, value_at(values, key), least, most)
         one_of("model.dtype", self.model.dtype, DTYPES)
         one_of("model.stored_dtype", self.model.stored_dtype, ("float32", "bfloat16"))
         one_of("model.remat", self.model.remat, REMAT_POLICIES)
@@ -278,17 +290,6 @@ class Pretraining:
             raise UserError("model.start brings its own vocabulary; leave tokenizer.path out.")
         if self.model.start is not None and self.model.is_decoder_only:
             raise UserError("model.start brings its own architecture; leave model.family out.")
-        for section in (self.model, self.tokenizer, self.data, self.train, self.log, self.mesh):
-            for field in dataclasses.fields(section):
-                value = getattr(section, field.name)
-                least = 0 if field.name in _MAY_BE_ZERO else 1 if isinstance(value, int) else None
-                if isinstance(value, int | float) and not (
-                    math.isfinite(value) and (value > 0 if least is None else value >= least)
-                ):
-                    raise UserError(f"{field.name} is {value}; expected {'more than 0' if least is None else least}.")
-                if isinstance(value, int | float) and value > _MOST.get(field.name, _MOST_OF_ALL):
-                    most = _MOST.get(field.name, _MOST_OF_ALL)
-                    raise UserError(f"{field.name} is {value:g}; expected at most {most:,}.")
         require_even_batches(self.mesh, {"train.batch_size": self.train.batch_size})
         if not self.model.dropout_rate < 1:
             raise UserError(f"model.dropout_rate is {self.model.dropout_rate}; expected at least 0 and less than 1.")
@@ -328,20 +329,39 @@ class Pretraining:
         return dataclasses.asdict(self)
 
 
-# Upper limits, far above any sensible value and below what would exhaust the host.
-_MOST = {
-    "seed": SEEDS[1],
-    "num_layers": 1000,
-    "num_decoder_layers": 1000,
-    "size": 1_000_000,
-    "dropout_rate": 1,
-    **dict.fromkeys(("d_model", "d_kv", "d_ff", "num_heads", "batch_size", "accumulation_steps"), 65_536),
-    **dict.fromkeys(("data", "fsdp", "model"), 65_536),
-    **dict.fromkeys(("input_length", "target_length", "samples", "validation_batches"), 65_536),
+# Lower and upper bounds of numbers. The upper ones are far above any sensible value and only protect the host.
+_SIZE, _NUMBER = (1, 65_536), (1, 10**9)
+_BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
+    "model.d_model": _SIZE,
+    "model.d_kv": _SIZE,
+    "model.d_ff": _SIZE,
+    "model.num_heads": _SIZE,
+    "model.num_layers": (1, 1000),
+    "model.num_decoder_layers": (1, 1000),
+    "model.dropout_rate": (0.0, 1.0),
+    "tokenizer.size": (1, 1_000_000),
+    "tokenizer.megabytes": (ABOVE_ZERO, 1e9),
+    "data.input_length": _SIZE,
+    "data.target_length": _SIZE,
+    "data.noise_density": (ABOVE_ZERO, 1.0),
+    "data.mean_span_length": (ABOVE_ZERO, 1e9),
+    "train.steps": _NUMBER,
+    "train.batch_size": _SIZE,
+    "train.accumulation_steps": _SIZE,
+    "train.learning_rate": (ABOVE_ZERO, 1e9),
+    "train.warmup_steps": (0, 10**9),
+    "train.weight_decay": (0.0, 1e9),
+    "train.clip_grad_norm": (ABOVE_ZERO, 1e9),
+    "train.seed": SEEDS,
+    "log.validate_every": _NUMBER,
+    "log.validation_batches": _SIZE,
+    "log.checkpoint_every_seconds": (0.0, 1e9),
+    "log.samples": (0, 65_536),
+    "mesh.data": _SIZE,
+    "mesh.fsdp": _SIZE,
+    "mesh.model": _SIZE,
 }
-_MOST_OF_ALL = 10**9
 _MOST_RATE = 1e100  # rates are summed and multiplied by bytes, which must not overflow
-_MAY_BE_ZERO = ("dropout_rate", "warmup_steps", "weight_decay", "seed", "samples", "checkpoint_every_seconds")
 
 
 def _source(name: str, values: Any) -> SourceConfig:

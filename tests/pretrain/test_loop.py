@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from jpeft.cli import main
 from jpeft.errors import Stopped, UserError
 from jpeft.model import t5_weights
+from jpeft.pretrain import config as pretrain_config
 from jpeft.pretrain import mixture
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.loop import pretrain, unigram_entropy
@@ -179,20 +180,40 @@ def test_a_warm_up_that_the_run_does_not_live_to_see_the_end_of_is_said(tiny_pre
     assert "train.warmup_steps=8 of 3 steps: the learning rate ends at 25% of" in capsys.readouterr().err
 
 
+def test_every_number_has_bounds():
+    values = Pretraining().to_dict()
+    numbers = {
+        f"{section}.{key}"
+        for section, keys in values.items()
+        for key, value in keys.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    assert set(pretrain_config._BOUNDS) == numbers | {"tokenizer.size"}
+
+
+def test_a_new_decoder_without_heads_is_one_line(tiny_pretraining):
+    tiny_pretraining.model.update({"family": "llama", "num_heads": 0})
+    with pytest.raises(UserError, match=r"model\.num_heads is 0; expected at least 1"):
+        Pretraining.from_config(tiny_pretraining)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("data.path", None, "data.path is not given"),
-        ("train.steps", 0, "steps is 0; expected 1"),
+        ("train.steps", 0, "train.steps is 0; expected at least 1"),
         ("train.optimizer", "sgd", "train.optimizer is 'sgd'; expected one of adamw, adafactor"),
-        ("data.noise_density", 1.5, "expected a share below 1"),
+        ("data.noise_density", 1.0, "data.noise_density is 1.0; expected a share below 1"),
         ("model.dropout_rate", 1.0, "model.dropout_rate is 1.0; expected at least 0 and less than 1"),
         ("model.embeddings", "word2vec", "expected one of random, cooccurrence"),
         ("data.sources.books.kind", "prose", "data.sources.books.kind is 'prose'"),
         ("data.sources.books.rate", 0.0, "data.sources.books.rate is 0.0"),
         ("data.sources.books.rate", 1e308, "data.sources.books.rate is 1e+308; expected more than 0, 1e+100 at most"),
         ("mesh.data", 3, "train.batch_size=4 rows cannot be shared out evenly over mesh.data=3"),
-        ("mesh.model", 0, "model is 0; expected 1"),
+        ("mesh.model", 0, "mesh.model is 0; expected at least 1"),
+        ("train.learning_rate", 0.0, "train.learning_rate is 0.0; expected more than 0"),
+        ("train.clip_grad_norm", 1e10, "train.clip_grad_norm is 10000000000.0; expected at most 1,000,000,000"),
+        ("model.num_layers", 2000, "model.num_layers is 2000; expected at most 1,000"),
     ],
 )
 def test_wrong_values_are_one_line(tiny_pretraining, key, value, message):
