@@ -127,6 +127,11 @@ class Mix:
         rows = np.concatenate(chosen)
         return rows[np.random.default_rng([seed, epoch]).permutation(len(rows))]
 
+    @property
+    def times(self) -> np.ndarray:
+        """`[rows]`: how often an epoch has each training row, on average over epochs."""
+        return np.repeat(np.divide(self.quotas, self.sizes), self.sizes)
+
     def in_words(self) -> str:
         """Describes the mix in a line: `an epoch mixes a.csv 24 (4 times its 6 rows), b.csv 12 (...)`."""
         said = []

@@ -257,11 +257,9 @@ def prepare(
         for part, of_files in splits.items()
     }
     tokens = {part: tokenize_for(task, of_part, tokenizer) for part, of_part in made.items()}
-    tokens["train"] = dataclasses.replace(
-        tokens["train"],
-        weights=_weights(task, splits["train"], rows, made["train"], request, report),
-        mix=None if request.mix is None else _mix(request.mix, tuple(sources), splits, report),
-    )
+    mix = None if request.mix is None else _mix(request.mix, tuple(sources), splits, report)
+    weights = _weights(task, splits["train"], rows, made["train"], request, mix, report)
+    tokens["train"] = dataclasses.replace(tokens["train"], weights=weights, mix=mix)
     for line in [
         *template_warnings(unlisted.template),
         *(describe_targets(task, targets, kind=request.kind, few=FEW_ANSWERS) if task.is_custom else ()),
@@ -356,12 +354,13 @@ def _weights(
     rows: Mapping[str, Columns],
     training: Sequence[Example],
     request: DataRequest,
+    mix: Mix | None,
     report: Callable[[str], None],
 ) -> np.ndarray | None:
     """Returns the weight of each training row in the loss, and reports the weights; None if all rows count the same."""
     if request.weight is None and request.class_weights is None:
         return None
-    weights = np.ones(len(training))
+    weights, times = np.ones(len(training)), np.ones(len(training)) if mix is None else mix.times
     column = None
     if request.weight is not None:
         column = request.weight.strip()  # readers strip the names of columns, too
@@ -371,10 +370,10 @@ def _weights(
     if request.class_weights is not None:
         require_classes(task.kind)
         targets = [example.target.strip() for example in training]
-        of_labels = class_weights(request.class_weights, targets, task.answers, key="train.class_weights")
+        of_labels = class_weights(request.class_weights, targets, task.answers, key="train.class_weights", times=times)
         weights = weights * np.array([of_labels[target] for target in targets])
     counts = scaled(weights)
-    for line in describe_weights(of_labels, column, counts):
+    for line in describe_weights(of_labels, column, counts, times=times):
         report(line)
     return counts
 

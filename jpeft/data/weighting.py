@@ -11,8 +11,7 @@ Validation and test rows are not weighted.
 
 import math
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,9 @@ from jpeft.words import counted
 BALANCED = "balanced"
 
 
-def class_weights(text: str, targets: Sequence[str], labels: Sequence[str], *, key: str) -> dict[str, float]:
+def class_weights(
+    text: str, targets: Sequence[str], labels: Sequence[str], *, key: str, times: Iterable[float] | None = None
+) -> dict[str, float]:
     """Returns the weight of each label.
 
     Args:
@@ -34,13 +35,16 @@ def class_weights(text: str, targets: Sequence[str], labels: Sequence[str], *, k
       targets: of the training rows.
       labels: all labels of the task.
       key: config key of `text`, for messages.
+      times: how often an epoch has each training row, which `balanced` counts it as; None is once.
 
     Raises:
       UserError: a label is unknown, a quote is misplaced, or a weight is not a number of 0 or more.
     """
     if text == BALANCED:
-        counts = Counter(targets)
-        return {label: len(targets) / (len(counts) * counts[label]) for label in counts}
+        counts: dict[str, float] = {}
+        for target, number in zip(targets, [1] * len(targets) if times is None else times, strict=True):
+            counts[target] = counts.get(target, 0) + number
+        return {label: sum(counts.values()) / (len(counts) * number) for label, number in counts.items()}
     weights = dict.fromkeys(labels, 1.0)
     for label, weight in given_weights(text, key).items():
         if label not in weights:
@@ -125,7 +129,12 @@ def scaled(weights: np.ndarray) -> np.ndarray:
 
 
 def describe_weights(
-    by_class: Mapping[str, float] | None, column: str | None, weights: np.ndarray, *, most: int = 8
+    by_class: Mapping[str, float] | None,
+    column: str | None,
+    weights: np.ndarray,
+    *,
+    times: np.ndarray | float = 1.0,
+    most: int = 8,
 ) -> list[str]:
     """Returns lines that tell the user before training how rows and classes are weighted in the loss.
 
@@ -133,6 +142,7 @@ def describe_weights(
       by_class: class weights, by label.
       column: with the rows' weights.
       weights: `[rows]`, the resulting weights.
+      times: `[rows]`, how often an epoch has each row, if not once.
       most: number of class weights to show.
     """
     lines = []
@@ -147,7 +157,7 @@ def describe_weights(
         )
     if lines:
         positive = weights[weights > 0]
-        relative = weights.astype(np.float64) / positive.max()
+        relative = times * weights.astype(np.float64) / positive.max()
         share = relative.sum() ** 2 / (relative**2).sum()
         lines.append(
             f"the heaviest row counts {positive.max() / positive.min():.3g} times the lightest; together they teach as "

@@ -168,6 +168,18 @@ def test_rows_weigh_what_their_class_and_column_say_in_the_training_batch_alone(
     assert data.tokens["validation"].weights is None and data.tokens["test"].weights is None
 
 
+def test_balanced_classes_have_equal_weights_in_an_epoch_of_the_mix(prepared):
+    data, said = prepared(mix="equal", class_weights="balanced")
+    tokens, total = data.tokens["train"], {"good": 0.0, "bad": 0.0}
+    assert tokens.weights is not None and tokens.mix is not None
+    assert tokens.mix.times.tolist() == [1.5] * 16 + [0.75] * 32
+    for example, weight, times in zip(data.examples["train"], tokens.weights, tokens.mix.times, strict=True):
+        total[example.target] += weight * times
+    assert total["good"] == pytest.approx(total["bad"])
+    of_rows = {target: sum(e.target == target for e in data.examples["train"]) for target in total}
+    assert of_rows["good"] != of_rows["bad"]  # otherwise nothing would have to be balanced
+
+
 def test_files_that_are_listed_need_a_mix(tmp_path):
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text("input,target\n")

@@ -16,6 +16,11 @@ def test_balanced_weighs_each_class_the_same_in_all():
     assert 6 * weights["no"] == 2 * weights["yes"]
 
 
+def test_balanced_counts_a_row_as_often_as_an_epoch_has_it():
+    weights = class_weights("balanced", ["no"] * 6 + ["yes"] * 2, LABELS, key="k", times=[0.5] * 6 + [3.0] * 2)
+    assert 6 * 0.5 * weights["no"] == 2 * 3.0 * weights["yes"] == 9 / 2
+
+
 def test_labels_that_are_left_out_weigh_one():
     assert class_weights("yes=3, a=b = 0.5", ["no"], LABELS, key="k") == {"no": 1, "yes": 3, "a=b": 0.5}
 
