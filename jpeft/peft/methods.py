@@ -139,8 +139,8 @@ def ablation_of(model: nnx.Module, method: str, name: str, *, seed: int = 0) -> 
     missing = missing_sublayer(model, method, name)
     if missing is not None:
         raise UserError(
-            f"ablation.name is {name!r}, which is about {missing}, and a {type(model).__name__} has none; choose "
-            "another ablation."
+            f"ablation.name is {name!r}, which is for models with {missing}, and a {type(model).__name__} has none; "
+            "choose another ablation."
         )
     return selection
 

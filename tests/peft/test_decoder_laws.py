@@ -126,7 +126,7 @@ def test_smollm2_has_these_counts():
 
 @pytest.mark.parametrize("name", ["drop_cross_attention", "drop_self_attention"])
 def test_an_ablation_without_a_counterpart_is_refused_by_name(name):
-    with pytest.raises(UserError, match=f"'{name}', which is about cross_attention, and a Decoder has none"):
+    with pytest.raises(UserError, match=f"'{name}', which is for models with cross_attention, and a Decoder has none"):
         ablation_of(SMOLLM2, "lora", name)
 
 
