@@ -138,10 +138,10 @@ class Choice:
 
     @functools.cached_property
     def untuned(self) -> float | None:
-        """The test metric of the untuned model; not from prompt tuning, whose untrained prompt changes the model."""
+        """The test metric of the untuned model; None if no run tested it."""
         for run in self.full:
-            if run.result.zero_shot and run.result.method != "prompt":
-                return run.result.zero_shot.get(run.result.metric_name)
+            if untuned := run.result.untuned:
+                return untuned.get(run.result.metric_name)
         return None
 
     @property

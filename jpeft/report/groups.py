@@ -224,18 +224,11 @@ class Group:
         return f"{self.base}, {data}" + ("" if self.reading == "paper" else f", {self.reading} reading")
 
     def zero_shot(self, task: str, name: str | None = None) -> Spread | None:
-        """A test metric of the untrained model, by default the task's.
-
-        Runs of prompt tuning, and runs that started from an adapter, are left out: they test another model.
-        """
+        """A test metric of the untuned model, by default the task's."""
         values = [
-            result.zero_shot.get(name or result.metric_name)
+            result.untuned.get(name or result.metric_name)
             for result in self.results
-            if result.task == task
-            and not (task in PAPER_TASKS and result.data)
-            and result.zero_shot is not None
-            and result.method != "prompt"
-            and dict(result.settings or ()).get("method.from_adapter", "None") == "None"
+            if result.task == task and not (task in PAPER_TASKS and result.data) and result.untuned is not None
         ]
         known = Spread.of(values)
         # Every run measured the same model on the same rows: the runs do not count as seeds.

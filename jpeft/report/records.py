@@ -72,6 +72,15 @@ class Result(RunRecord):
             return None
         return (self.seconds["train"] + self.seconds["validation"]) * (self.lowest_loss_epoch + 1) / self.epochs_run
 
+    @property
+    def untuned(self) -> Mapping[str, float] | None:
+        """The test metrics of the base alone, `zero_shot`; None if it was not tested.
+
+        None, too, of a version that tested the base with the untrained method, which for a prompt is another model: its
+        results have no phase `zero_shot`.
+        """
+        return self.zero_shot if "zero_shot" in self.seconds else None
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeftOut:

@@ -439,7 +439,7 @@ def own_results(group: Group) -> Table:
     for cell in _ordered(group, group.own):
         key, results = cell.key, cell.results
         method = method_label(key.method) + (f", {ablation_label(key.ablation)}" if key.ablation else "")
-        zero = [r.zero_shot.get(r.metric_name) for r in results if r.zero_shot and r.method != "prompt"]
+        untuned = [r.untuned.get(r.metric_name) for r in results if r.untuned]
         rows.append(
             [
                 Value(place_label(key.task, key.data)),
@@ -448,7 +448,7 @@ def own_results(group: Group) -> Table:
                 Value(results[0].setting),
                 Value(METRIC_LABELS.get(results[0].metric_name, results[0].metric_name)),
                 Value.of(cell.metric),
-                Value("" if not zero or zero[0] is None else zero[0]),
+                Value("" if not untuned or untuned[0] is None else untuned[0]),
                 Value.of(cell.mean(lambda r: r.validation_loss)),
                 Value(_range(r.train_examples for r in results)),
                 Value(_range(r.test_examples for r in results)),

@@ -20,6 +20,7 @@ def full(tmp_path):
         made = []
         for method, (losses, train) in runs.items():
             seconds = {"total": train, "train": train, "validation": 0.0, "test": 0.0, "compile": 0.0}
+            seconds["zero_shot"] = 1.0
             changes = {"validation_losses": losses, "validation_loss": min(losses), "epochs_run": len(losses)}
             changes |= {"best_epoch": losses.index(min(losses)), "metric": (metrics or {}).get(method, 0.5)}
             one = record(method, "agnews", "low", seconds=seconds, validation_examples=500, **changes)
@@ -135,6 +136,13 @@ def test_no_better_than_the_untuned_model_is_no_answer(full):
     assert choice(runs, None).nothing_learned == [
         "its accuracy, 0.3100 on 2,500 test rows, is no higher than the 0.3100 of the untuned model"
     ]
+
+
+def test_a_prompts_run_tells_what_the_untuned_model_does_as_any_other(full):
+    (run,) = full(prompt=([0.5], 10.0))
+    tested = FullRun(dataclasses.replace(run.result, zero_shot={"accuracy": 0.5}), run.learning_rate, run.command)
+    made = choice([tested], None)
+    assert made.untuned == 0.5 and made.nothing_learned
 
 
 def test_a_few_test_rows_are_a_caution_alone(full):

@@ -80,6 +80,7 @@ def record(
             "validation": validation,
             "test": 20.0,
             "compile": 5.0,
+            **({"zero_shot": 12.0} if method == "full" else {}),
         },
         "tokens_per_second": 2698.2,
         "peak_memory_bytes": 1_589_387_264,

@@ -8,7 +8,7 @@ from jpeft.report.document import of_runs
 from jpeft.report.groups import Group, Key, Spread, cautions, group, published_group
 from jpeft.report.plain import of_document
 from jpeft.report.records import load
-from tests.report.synthetic import record, write_run
+from tests.report.synthetic import custom, record, write_run
 
 
 def groups_of(tmp_path, *results, **train) -> list[Group]:
@@ -102,13 +102,28 @@ def test_generated_data_is_said(tmp_path):
     assert not any("paper's test split" in text for text in cautions(only))
 
 
-def test_the_zero_shot_score_is_the_bare_models(tmp_path):
-    (only,) = groups_of(
-        tmp_path, record("full", zero_shot={"accuracy": 0.3}), record("prompt", zero_shot={"accuracy": 0.1})
-    )
+@pytest.mark.parametrize("method", ["full", "prompt"])
+def test_every_methods_runs_have_the_zero_shot_score_of_the_bare_model(method, tmp_path):
+    seconds = record()["seconds"] | {"zero_shot": 2.0}
+    (only,) = groups_of(tmp_path, record(method, zero_shot={"accuracy": 0.3}, seconds=seconds))
     score = only.zero_shot("cola")
     assert score and score.mean == 0.3
     assert only.zero_shot("agnews") is None
+
+
+def test_a_run_that_started_from_an_adapter_has_it_too(tmp_path):
+    seconds = record()["seconds"] | {"zero_shot": 2.0}
+    started = {"method.from_adapter": "/runs/earlier/adapter"}
+    custom(tmp_path, "lora", zero_shot={"accuracy": 0.3}, seconds=seconds, settings=started)
+    (only,) = group(load([tmp_path])[0])
+    score = only.zero_shot("custom")
+    assert score and score.mean == 0.3
+
+
+def test_a_zero_shot_score_from_before_it_was_the_bare_models_does_not_count(tmp_path):
+    """Such a result has no phase of its own for it: the untrained method was tested, a prompt included."""
+    (only,) = groups_of(tmp_path, record("prompt", zero_shot={"accuracy": 0.1}))
+    assert only.zero_shot("cola") is None
 
 
 def test_the_paper_as_cells():

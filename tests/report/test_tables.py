@@ -18,7 +18,7 @@ def entry(table: Table, row: str, column: str) -> Value:
 
 
 def seconds(total: float) -> dict[str, float]:
-    return {"total": total, "train": total, "validation": 0.0, "test": 0.0, "compile": 0.0}
+    return {"total": total, "train": total, "validation": 0.0, "test": 0.0, "compile": 0.0, "zero_shot": 0.0}
 
 
 @pytest.fixture
@@ -178,6 +178,15 @@ def test_ones_own_results_show_rows_settings_and_how_far_one_seed_may_be_trusted
     assert (
         only.by_data()[0].metric("lora", "custom", "all").mean == 0.8
     )  # the later of two settings represents the cell
+
+
+def test_the_untuned_score_stands_beside_ones_own_results_of_every_method(tmp_path):
+    for method in ("lora", "prompt"):
+        custom(tmp_path, method, method=method, zero_shot={"accuracy": 0.25}, seconds=seconds(20.0))
+    (only,) = group(load([tmp_path])[0])
+    table = tables.own_results(only)
+    untuned = [column.name for column in table.columns].index("Untuned")
+    assert [row[untuned].value for row in table.rows] == [0.25, 0.25]
 
 
 @pytest.mark.parametrize(
