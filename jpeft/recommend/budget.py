@@ -4,8 +4,9 @@ A full run is never shorter than the short run that it was chosen by: not in epo
 """
 
 import dataclasses
+import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jpeft.recommend.decision import Candidate, Speed
 
@@ -44,7 +45,7 @@ class SearchPlan:
       train, test: the most rows of each run; None for all.
       zero_shot: False if there is no time to test the untuned model.
       left_out: the other methods, and why.
-      seconds: upper estimate of the whole, divided by the number of jobs; a run may stop early.
+      seconds: upper estimate until the last run has ended; a run may stop early.
       over: seconds by which the whole exceeds the time left; 0 if it fits.
     """
 
@@ -65,6 +66,14 @@ def estimate_seconds(speed: Speed, full: FullRunSize) -> float:
     return speed.once + max(0, full.epochs - full.done) * each_epoch + _TEST_MARGIN * batches * speed.test_batch
 
 
+def makespan(seconds: Iterable[float], jobs: int) -> float:
+    """Seconds until runs that take so long have all ended, if each starts, in this order, as soon as a job is free."""
+    free_at = [0.0] * jobs
+    for each in seconds:
+        heapq.heapreplace(free_at, free_at[0] + each)
+    return max(free_at)
+
+
 def plan(
     chosen: Mapping[str, Candidate], wanted: Mapping[str, FullRunSize], seconds: float | None, *, jobs: int = 1
 ) -> SearchPlan:
@@ -77,7 +86,8 @@ def plan(
     Args:
       chosen: each method's candidate, best first.
       wanted: each method's full run as its config asks for it.
-      seconds: the time left; None for no limit.
+      seconds: the time left; None for no limit. With one, runs are started `jobs` at a time, when those before have
+        ended; without one, as soon as a job is free.
       jobs: runs at once.
     """
     kept = list(chosen)
@@ -85,12 +95,14 @@ def plan(
     left_out: dict[str, str] = {}
 
     def cost(methods: Sequence[str], **limits: int | bool) -> float:
-        total = 0.0
+        each = []
         for method in methods:
             full = wanted[method]
             limited = {key: min(value, getattr(full, key)) for key, value in limits.items()}
-            total += estimate_seconds(_speed(chosen[method]), dataclasses.replace(full, **limited))
-        return total / jobs
+            each.append(estimate_seconds(_speed(chosen[method]), dataclasses.replace(full, **limited)))
+        if seconds is None:
+            return makespan(each, jobs)
+        return sum(max(each[i : i + jobs]) for i in range(0, len(each), jobs))
 
     if seconds is None:
         return SearchPlan(tuple(kept), most, None, None, True, {}, cost(kept))
@@ -108,7 +120,7 @@ def plan(
     epochs = min(full.epochs, candidate.epochs)
     fewest_rows, least_test = min(full.train, candidate.rows), min(full.test, LEAST_TEST_ROWS)
     alone = [method]
-    seconds_per_row = epochs * _speed(candidate).train_row / jobs
+    seconds_per_row = epochs * _speed(candidate).train_row
     room = max(0.0, seconds - cost(alone, epochs=epochs, train=0))
     rows = full.train if seconds_per_row * full.train <= room else int(room / seconds_per_row)
     if fewest_rows <= rows < full.train:
@@ -124,9 +136,9 @@ def plan(
     return SearchPlan((method,), epochs, train, tested, False, left_out, needed, max(0.0, needed - seconds))
 
 
-def least_seconds(candidate: Candidate, wanted: FullRunSize, *, jobs: int = 1) -> float:
+def least_seconds(candidate: Candidate, wanted: FullRunSize) -> float:
     """The seconds of the smallest full run of this candidate: time that a search must keep back for it."""
-    return plan({candidate.method: candidate}, {candidate.method: wanted}, 0.0, jobs=jobs).seconds
+    return plan({candidate.method: candidate}, {candidate.method: wanted}, 0.0).seconds
 
 
 def _speed(candidate: Candidate) -> Speed:

@@ -16,6 +16,7 @@ search that was killed. `jpeft.recommend.decision` and `jpeft.recommend.budget` 
 """
 
 import dataclasses
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from jpeft.grid.cells import Cell
 from jpeft.grid.state import CellState, State, look
 from jpeft.judging import Baseline
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.recommend.budget import FullRunSize, SearchPlan, least_seconds, plan
+from jpeft.recommend.budget import FullRunSize, SearchPlan, least_seconds, makespan, plan
 from jpeft.recommend.decision import (
     Candidate,
     JudgedCandidate,
@@ -283,7 +284,7 @@ class _Search:
         next_one = max(attempt.own_seconds + attempt.overhead for attempt in done)
         chosen = choose([attempt.candidate() for attempt in done], request.baseline)
         best = next(iter(chosen.values()), None)
-        kept_back = least_seconds(best, self._wanted(best.method), jobs=1) if best else next_one
+        kept_back = least_seconds(best, self._wanted(best.method)) if best else next_one
         # Further rates of a method are worth less than a full run of another one.
         return self._spent() + next_one + kept_back <= request.budget_seconds and (
             self._spent() + next_one <= share * request.budget_seconds
@@ -456,11 +457,14 @@ class _Search:
                     f"{cell.directory(self._request.workdir)} holds work of another config "
                     f"({states[cell].detail}); name another --workdir."
                 )
-        records = [record for state in states.values() if (record := state.result or state.paused)]
-        own = sum(record.seconds["total"] for record in records) / self._request.jobs
+        jobs, own = self._request.jobs, 0.0
+        for cells in by_epochs.values():
+            records = [record for cell in cells if (record := states[cell].result or states[cell].paused)]
+            own += makespan([record.seconds["total"] for record in records], jobs)
         # What took no time now was done by an earlier call: its time counts, too.
         self._earlier += max(0.0, own - took)
-        overhead = max(0.0, took - own) * self._request.jobs / max(1, len(made))
+        in_a_row = sum(math.ceil(len(cells) / jobs) for cells in by_epochs.values())  # runs of a job, the most
+        overhead = max(0.0, took - own) / max(1, in_a_row)
         return [
             Attempt(trial, keys, cell, states[cell], overhead, None if epochs is None else epochs[trial])
             for trial, cell, keys in made

@@ -230,6 +230,27 @@ def test_epochs_go_before_methods_and_methods_before_rows():
     assert not any(made.over for made in needs)
 
 
+def test_one_run_takes_no_less_time_where_more_jobs_are():
+    """As found: 30 s were left and one run needed 100, which four jobs were thought to do in 25."""
+    chosen, fast = {"lora": short("lora", 0.2)}, Speed(train_row=0.01, validation_row=0.0, test_batch=0.0, once=0.0)
+    chosen = {"lora": dataclasses.replace(chosen["lora"], epochs=2, speed=fast)}
+    for jobs in (1, 4):
+        made = plan(chosen, {"lora": FULL}, 30.0, jobs=jobs)
+        assert (made.epochs, made.seconds) == (3, pytest.approx(30.0))
+        assert plan(chosen, {"lora": FULL}, None, jobs=jobs).seconds == pytest.approx(100.0)
+
+
+def test_runs_on_a_budget_wait_for_the_longest_of_those_started_with_them_and_others_for_a_free_job():
+    each = {"lora": 30.0, "ia3": 10.0, "full": 10.0}
+    chosen = {
+        method: short(method, 0.2, speed=Speed(train_row=0.0, validation_row=0.0, test_batch=0.0, once=once))
+        for method, once in each.items()
+    }
+    wanted = dict.fromkeys(chosen, FULL)
+    assert plan(chosen, wanted, 100.0, jobs=2).seconds == 40.0
+    assert plan(chosen, wanted, None, jobs=2).seconds == 30.0
+
+
 def test_what_a_full_run_takes_counts_compiling_every_epoch_and_both_tests():
     assert estimate_seconds(SPEED, FULL) == pytest.approx(20 + 10 * (10 + 0.5) + 2 * 2 * 13 * 1.0)
 

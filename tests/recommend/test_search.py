@@ -261,6 +261,41 @@ def test_a_budget_is_kept(tmp_path, minutes):
     assert made.now <= 60 * minutes
 
 
+class Together(Made):
+    """Runs all that it is given at once, with 5 s around; each compiles 10 s longer than the one before."""
+
+    def __call__(self, cells: Sequence, epochs: int | None) -> dict:
+        before, longest, states = self.now, 0.0, {}
+        for i, cell in enumerate(cells):
+            began, self.compile_seconds = self.now, 10.0 * i
+            states[cell] = self._one(cell, epochs)
+            longest = max(longest, self.now - began)
+        self.now = before + longest + 5.0
+        return states
+
+
+@pytest.mark.parametrize("methods", [("lora",), ("lora", "ia3"), ("lora", "ia3", "full", "bitfit")])
+def test_what_a_run_takes_beside_its_own_seconds_does_not_depend_on_idle_jobs(tmp_path, methods):
+    made = Together({**ALIKE, "bitfit": 0.22}, row_seconds=0.1)
+    request = Request(methods, configure, tmp_path, ROWS, "rows", 60.0, jobs=4)
+    found = search(request, made, clock=made.clock)
+    speeds = [one.candidate.speed for one in found.short]
+    assert [speed.once for speed in speeds if speed] == pytest.approx([10.0 * i + 5.0 for i in range(len(methods))])
+
+
+def test_what_an_earlier_call_ran_counts_in_full_however_many_jobs_there_are(tmp_path):
+    """Three methods whose short runs, done before, took 225 s side by side."""
+    made = Together(ALIKE, row_seconds=0.1)
+
+    def done_before(cells, epochs):
+        states, made.now = made(cells, epochs), 0.0
+        return states
+
+    request = Request(("lora", "ia3", "full"), configure, tmp_path, ROWS, "rows", 300.0, jobs=4)
+    found = search(request, done_before, clock=made.clock)
+    assert found.plan.over == pytest.approx(found.plan.seconds - (300 - 225), abs=1)
+
+
 def test_a_budget_that_cannot_be_kept_is_said_before_the_full_run_begins(tmp_path):
     made = Made(LOSSES, row_seconds=0.1)
     found = ask(made, tmp_path, minutes=1)
