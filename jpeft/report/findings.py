@@ -347,6 +347,7 @@ def _mean_relative_loss(group: Group, method: str, task: str) -> Spread | None:
 def _no_best_method(group: Group) -> _Answer:
     rows: list[list[Value]] = []
     leads: list[tuple[str, str]] = []  # (scale, best method), without ties
+    leaders: set[str] = set()  # those ahead by more than the spread
     outcomes: list[ClaimHolds] = []
     ties = within = 0
     for scale in PAPER_SCALES:
@@ -369,7 +370,9 @@ def _no_best_method(group: Group) -> _Answer:
                 ties, remark = ties + 1, "a tie"
             else:
                 leads.append((scale, first))
-                if clear == "within the spread":
+                if clear == "yes":
+                    leaders.add(first)
+                else:
                     within, remark = within + 1, clear
             row += [Value(method_label(first)), Value.of(known[first])]
             row += [Value(method_label(second)), Value.of(known[second])]
@@ -393,11 +396,19 @@ def _no_best_method(group: Group) -> _Answer:
     parts += [f"{within} of {len(leads)} leads lie within the spread over seeds."] * bool(within)
     parts += [f"{ties} tie{'s' if ties > 1 else ''}."] * bool(ties)
     parts += [f"{missing} of {len(outcomes)} cannot be said, cells are missing."] * bool(missing)
-    # Two different leaders decide it whatever is missing; a single one only if nothing is missing.
-    given = "holds" if len({method for _, method in leads}) > 1 else "cannot be said"
-    if given != "holds" and not missing:
-        given = "does not hold" if len(leads) == len(outcomes) else "within the spread"
-    note = "A method leads where its mean is the highest of the five, all five being there."
+    # Two different clear leaders decide it whatever is missing; a single one only if nothing is missing or unclear.
+    if len(leaders) > 1:
+        given = "holds"
+    elif len({method for _, method in leads}) > 1:
+        given = "within the spread"
+    elif missing:
+        given = "cannot be said"
+    else:
+        given = "does not hold" if set(outcomes) == {"yes"} else "within the spread"
+    note = (
+        "A method leads where its mean is the highest of the five, all five being there. The verdict is over the leads "
+        "that are larger than the spread."
+    )
     return _Answer(outcomes, " ".join(parts), columns, rows, note, given)
 
 

@@ -68,7 +68,7 @@ def _findings(section: Section) -> list[str]:
 def _finding(finding: Finding) -> list[str]:
     lines = [f"- **{_prose(finding.claim)}: {finding.verdict}.** {_prose(finding.summary)}"]
     if finding.of_paper:
-        lines.append(f"  In the paper's own tables it {_prose(finding.of_paper)}")
+        lines.append(f"  In the paper's own tables: {_prose(finding.of_paper)}")
     return [*lines, ""]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.report import csvs, document, figures, markdown, page, plain
+from jpeft.report.findings import Finding
 from jpeft.report.groups import group
 from jpeft.report.records import load
 from jpeft.report.table import Column, Table, Value
@@ -111,6 +112,15 @@ def test_a_name_is_shown_as_it_is_and_is_no_markup(tmp_path):
     text = (tmp_path / "out/report.md").read_text()
     assert "<script>" not in text and "<b>" not in text and not re.search(r"(?<!\\)\]\(javascript", text)
     assert "$a_b$" in (tmp_path / "out/figures/performance.svg").read_text()
+
+
+@pytest.mark.parametrize("verdict", ["mixed", "within the spread", "holds"])
+def test_any_verdict_for_the_papers_own_tables_reads_as_a_sentence(verdict):
+    evidence = Table("finding-best", "Which is best", [Column("Task")], [])
+    finding = Finding("best", "None is best", "holds", "All.", f"{verdict}. 2 of 4.", evidence)
+    made = document.Document("title", [], [document.Section("one", "One", findings=[finding])])
+    assert f"In the paper's own tables: {verdict}. 2 of 4." in markdown.render(made, {})
+    assert f"In the paper's own tables: {verdict}. 2 of 4." in Page(page.render(made, {})).text
 
 
 @pytest.mark.slow
