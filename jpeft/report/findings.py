@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from jpeft.report.groups import CellMeans, Group, Spread, published_group
+from jpeft.report.groups import Group, Spread, published_group
 from jpeft.report.names import (
     PAPER_ABLATIONS,
     PAPER_METHODS,
@@ -155,7 +155,7 @@ def _slower_to_converge(group: Group) -> _Answer:
             for method in PEFT:
                 own = group.get(method, task, scale)
                 epochs = more(own and own.best_epoch, full and full.best_epoch)
-                seconds = more(_convergence_seconds(own), _convergence_seconds(full))
+                seconds = more(own and own.convergence_seconds, full and full.convergence_seconds)
                 by_epoch.append(epochs)
                 by_seconds.append(seconds)
                 rows.append(
@@ -164,8 +164,8 @@ def _slower_to_converge(group: Group) -> _Answer:
                         Value.of(own and own.best_epoch),
                         Value.of(full and full.best_epoch),
                         _outcome(epochs),
-                        Value.of(_convergence_seconds(own)),
-                        Value.of(_convergence_seconds(full)),
+                        Value.of(own and own.convergence_seconds),
+                        Value.of(full and full.convergence_seconds),
                         _outcome(seconds),
                     ]
                 )
@@ -190,12 +190,6 @@ def _slower_to_converge(group: Group) -> _Answer:
             else "The paper prints total run times only, and takes them for convergence times."
         ),
     )
-
-
-def _convergence_seconds(cell: CellMeans | None) -> Spread | None:
-    if cell is None:
-        return None
-    return cell.seconds_to_best or cell.total_seconds
 
 
 def _later_over_early(group: Group) -> _Answer:

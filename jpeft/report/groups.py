@@ -76,6 +76,11 @@ class Spread:
         """A published number, whose spread is unknown."""
         return None if value is None else cls(float(value), None, 0, float(value), float(value))
 
+    def times(self, factor: float) -> "Spread":
+        """The spread of the values multiplied by a positive factor; without the error of one seed."""
+        sd = None if self.sd is None else self.sd * factor
+        return Spread(self.mean * factor, sd, self.count, self.low * factor, self.high * factor)
+
     def clear_of(self, other: "Spread") -> bool:
         """Whether the means differ by more than the spread of the difference, √(sd² + sd²), with 0 if unknown."""
         spread = math.hypot(self.sd or 0.0, other.sd or 0.0)
@@ -131,6 +136,18 @@ class CellMeans:
             parameters=mean(lambda r: r.trainable_parameters),
             results=ordered,
         )
+
+    @property
+    def convergence_seconds(self) -> Spread | None:
+        """Seconds to the best validation loss; for the paper, which has no others, the total run time."""
+        return self.seconds_to_best or self.total_seconds
+
+    @property
+    def metric_per_100k_parameters(self) -> Spread | None:
+        """The metric per 100,000 trainable parameters (Table 5); None if either is missing."""
+        if self.metric is None or self.parameters is None or not self.parameters.mean:
+            return None
+        return self.metric.times(100_000 / self.parameters.mean)
 
     def mean(self, get: Callable[[Result], float | int | None]) -> Spread | None:
         """The mean over seeds of a number that `get` takes from a result; None if no result has it."""

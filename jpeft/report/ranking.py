@@ -102,21 +102,13 @@ def _metric(group: Group, method: str, task: str, scale: str) -> Spread | None:
 
 
 def _seconds(group: Group, method: str, task: str, scale: str) -> Spread | None:
-    """Seconds to the best validation loss; for the paper, which has no others, the total run time."""
     cell = group.get(method, task, scale)
-    return (cell.seconds_to_best or cell.total_seconds) if cell else None
+    return cell.convergence_seconds if cell else None
 
 
 def _per_100k_parameters(group: Group, method: str, task: str, scale: str) -> Spread | None:
     cell = group.get(method, task, scale)
-    if cell is None or cell.metric is None or cell.parameters is None or not cell.parameters.mean:
-        return None
-    return _times(cell.metric, 100_000 / cell.parameters.mean)
-
-
-def _times(spread: Spread, factor: float) -> Spread:
-    sd = None if spread.sd is None else spread.sd * factor
-    return Spread(spread.mean * factor, sd, spread.count, spread.low * factor, spread.high * factor)
+    return cell.metric_per_100k_parameters if cell else None
 
 
 CRITERIA: dict[Scarce, Criterion] = {
@@ -182,7 +174,7 @@ def _score(
         reference = best[task] if criterion.shares else 1.0
         if own is None or not reference or not _says(own, criterion):
             return None
-        parts.append(_times(own, 1 / reference))
+        parts.append(own.times(1 / reference))
     spreads = [part.sd for part in parts if part.sd is not None]
     sd = math.hypot(*spreads) / len(parts) if len(spreads) == len(parts) else None
     mean = math.fsum(part.mean for part in parts) / len(parts)

@@ -22,7 +22,6 @@ from jpeft.report.published import TABLE_2_LABELS, published, published_paramete
 from jpeft.report.table import Column, Style, Table, Value, mark_best
 from jpeft.words import counted
 
-_PER_PARAMETERS = 100_000
 _SEEDS_NOTE = (
     "± is the sample standard deviation over seeds (n - 1), n their number; without ± there is one seed. se is the "
     "standard error of one seed's metric over its test rows."
@@ -250,10 +249,8 @@ def _efficiency(
 
 def per_parameters(group: Group, method: str, task: str, scale: str) -> float | None:
     """The metric per 100,000 trainable parameters (Table 5)."""
-    cell = group.get(method, task, scale)
-    if cell is None or cell.metric is None or cell.parameters is None or not cell.parameters.mean:
-        return None
-    return cell.metric.mean / (cell.parameters.mean / _PER_PARAMETERS)
+    ratio = (cell := group.get(method, task, scale)) and cell.metric_per_100k_parameters
+    return ratio.mean if ratio else None
 
 
 def per_minute(group: Group, method: str, task: str, scale: str) -> float | None:
@@ -357,8 +354,8 @@ def sizes(group: Group) -> Table:
             rows.append(
                 [
                     Value(label),
-                    Value(_one(r.trainable_parameters for r in results)),
-                    Value(_one(r.adapter_bytes for r in results)),
+                    Value(max((r.trainable_parameters for r in results), default=None)),
+                    Value(max((r.adapter_bytes for r in results), default=None)),
                     *(Value(max(found) if found else None) for found in peak.values()),
                 ]
             )
@@ -611,7 +608,3 @@ def _ordered(group: Group, cells: Iterable[CellMeans] | None = None) -> list[Cel
             c.key.variant,
         ),
     )
-
-
-def _one(values: Iterable[int]) -> int | None:
-    return max(values, default=None)
