@@ -89,8 +89,11 @@ def rank_full_runs(full: Sequence[FullRun], scarce: Scarce) -> list[Placed]:
         loss = run.result.validation_loss
         if scarce == "quality" or loss > limit:
             return loss > limit, loss
+        if scarce == "memory":
+            return False, float(run.result.trainable_parameters)
         seconds = _seconds_until(run.result, limit)
-        return False, (seconds or 0.0) if scarce == "time" else float(run.result.trainable_parameters)
+        assert seconds is not None, "the loss of its best epoch is good enough"
+        return False, seconds
 
     ordered = sorted(full, key=order)
     return [
@@ -283,12 +286,13 @@ def _reasons(
     first = placed[0]
     result = first.full.result
     loss = f"its validation loss is {result.validation_loss:.4f} nats a token"
+    assert first.seconds is not None, "the first is good enough"
     enough = f"at most {GOOD_ENOUGH[0]:.0%} or {GOOD_ENOUGH[1]} nats above the lowest"
     yield (
         "why",
         {
             "quality": f"{loss}, the lowest",
-            "time": f"it took {first.seconds or 0.0:,.1f} s to a loss {enough}; {loss}",
+            "time": f"it took {first.seconds:,.1f} s to a loss {enough}; {loss}",
             "memory": f"it trains {result.trainable_parameters:,} parameters, the fewest with a loss {enough}; {loss}",
         }[scarce],
     )

@@ -54,6 +54,15 @@ def test_time_is_seconds_until_good_enough_and_a_quick_one_that_learned_nothing_
     assert [one.good_enough for one in rank_full_runs(runs, "time")] == [True, True, False]
 
 
+def test_a_run_whose_seconds_are_not_known_is_not_called_the_fastest(full):
+    """Its losses by epoch have none as low as its own, which no run writes."""
+    (slow, unknown) = full(lora=([0.5], 40.0), ia3=([0.51], 10.0))
+    broken = FullRun(dataclasses.replace(unknown.result, validation_losses=(9.0,)), 0.001, "")
+    with pytest.raises(AssertionError, match="good enough"):
+        rank_full_runs([slow, broken], "time")
+    assert methods([slow, broken], "memory") == ["ia3", "lora"]
+
+
 def test_memory_is_parameters_among_those_that_are_good_enough(full):
     runs = full(lora=([0.5], 1.0), bitfit=([0.54], 1.0), ia3=([0.6], 1.0), full=([0.52], 1.0))
     assert methods(runs, "memory") == ["bitfit", "lora", "full", "ia3"]
