@@ -17,7 +17,7 @@ from jpeft.data.task_file import DTYPES
 from jpeft.data.tasks import CUSTOM, OPTIONS, Task
 from jpeft.data.weighting import given_weights, require_classes
 from jpeft.errors import UserError
-from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
+from jpeft.eval.metrics import METRICS, check_metrics, named, own, parse_metrics
 from jpeft.model.family import stack_names
 from jpeft.model.quantized import CHOICES as QUANTIZATION_CHOICES
 from jpeft.model.quantized import Quantization
@@ -512,7 +512,7 @@ class Run:
             raise UserError(
                 "data.options is 'list', and data.kind 'generation' has no labels to list; leave one of them out."
             )
-        return dataclasses.replace(task, metrics=listed("eval.metrics", self.eval.metrics))
+        return dataclasses.replace(task, metrics=parse_metrics("eval.metrics", self.eval.metrics))
 
     def build_method(self) -> Method:
         """Returns the method in its reading, with the config's options. Raises `UserError` like `build`."""

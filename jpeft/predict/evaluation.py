@@ -29,7 +29,7 @@ from jpeft.eval.answering import ScoredAnswers, answer_split
 from jpeft.eval.generate import Batching, make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.look_back import few_test_rows, look_back
-from jpeft.eval.metrics import METRICS, listed, own, reference_cautions, require_metrics, rouge_tokenizer
+from jpeft.eval.metrics import METRICS, own, parse_metrics, reference_cautions, require_metrics, rouge_tokenizer
 from jpeft.model.family import compute_dtype
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.peft.attaching import split
@@ -115,7 +115,7 @@ class Evaluation:
         if metrics is None:
             task, left_out = _with_metrics_of_run(task, answer)
         else:
-            task, left_out = dataclasses.replace(task, metrics=listed("--metrics", metrics)), ()
+            task, left_out = dataclasses.replace(task, metrics=parse_metrics("--metrics", metrics)), ()
             own.load_all(task.metrics)
             require_metrics(task, answer, "--metrics")
         return cls(source, task, answer, num_beams or carried.num_beams, dtype, quantization, left_out)

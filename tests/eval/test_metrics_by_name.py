@@ -16,9 +16,9 @@ from jpeft.eval.metrics import (
     METRICS,
     higher_is_better,
     judge,
-    listed,
     named,
     own,
+    parse_metrics,
     reference_cautions,
     require_metrics,
 )
@@ -277,8 +277,8 @@ def test_the_calibration_error_is_of_scored_labels_alone():
 
 
 def test_names_are_those_of_the_table_or_rouge_scores_and_others_are_refused_with_the_closest():
-    assert listed("k", "rougeL, rouge2,macro_f1") == ("rouge_l", "rouge_2", "macro_f1")
-    assert listed("k", None) == () and named("rougeLsum").name == "rouge_lsum"
+    assert parse_metrics("k", "rougeL, rouge2,macro_f1") == ("rouge_l", "rouge_2", "macro_f1")
+    assert parse_metrics("k", None) == () and named("rougeLsum").name == "rouge_lsum"
     for text, says in (
         ("rogue_l", "there is no metric 'rogue_l'; did you mean rouge_l"),
         ("rouge_l,rougeL", "k names rouge_l twice"),
@@ -286,7 +286,7 @@ def test_names_are_those_of_the_table_or_rouge_scores_and_others_are_refused_wit
         ("os.system:", "expected module:name"),
     ):
         with pytest.raises(UserError, match=says):
-            listed("k", text)
+            parse_metrics("k", text)
 
 
 def test_directions():

@@ -49,7 +49,7 @@ def named(name: str) -> Metric:
     )
 
 
-def listed(key: str, text: str | None) -> tuple[str, ...]:
+def parse_metrics(key: str, text: str | None) -> tuple[str, ...]:
     """Parses a comma-separated list of metrics to their names in `METRICS`; names of a user's functions stay.
 
     Imports nothing. Raises `UserError` for an unknown or repeated name, or an empty list; `key` names the list.
