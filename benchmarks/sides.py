@@ -94,7 +94,7 @@ def ceiling(name: str, dtype: str = "float32") -> float:
 
 
 def _peak_memory_bytes() -> int:
-    # Not getrusage, whose peak a child inherits from its parent.
+    # Not getrusage, whose peak a child inherits from its parent; nor jpeft's, which would load JAX on both sides.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 

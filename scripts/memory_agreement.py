@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 MODELS, METHODS, ROWS = ("mini", "google/flan-t5-small"), ("lora", "full"), (4, 16)
 
@@ -72,9 +73,12 @@ def measured(model: str, method: str, rows: int) -> dict[str, float]:
     }
 
 
-def _now(what: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
+def _now(what: Literal["VmRSS", "VmHWM"]) -> int:
+    from jpeft.run.environment import resident_bytes
+
+    found = resident_bytes(what)
+    assert found is not None, "Linux tells"
+    return found
 
 
 def main() -> int:

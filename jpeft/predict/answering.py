@@ -74,7 +74,7 @@ class Answering(abc.ABC):
             [np.asarray(ids, np.int32) for ids in encoded.ids],
             Batching(
                 shapes=self._shapes,
-                batch_size=min(self._batch_size, _power_of_two(len(asked))),
+                batch_size=min(self._batch_size, power_of_two(len(asked))),
                 padding_id=self._config.padding_id,
                 on_batch=on_batch,
             ),
@@ -148,5 +148,6 @@ def lengths_up_to(longest: int, most: int | None = None) -> list[int]:
     return [*(length for length in lengths if length < most), most, *([longest] if longest > most else [])]
 
 
-def _power_of_two(least: int) -> int:
+def power_of_two(least: int) -> int:
+    """The smallest power of two that is not below `least`."""
     return 1 << (least - 1).bit_length()

@@ -34,7 +34,7 @@ from jpeft.model.family import compute_dtype
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.peft.attaching import split
 from jpeft.predict.answer_source import AnswerSource
-from jpeft.predict.answering import lengths_up_to
+from jpeft.predict.answering import lengths_up_to, power_of_two
 from jpeft.program import Program
 from jpeft.results import plain
 from jpeft.rows.reading import read_columns
@@ -318,7 +318,7 @@ def evaluate(
         labels,
         Batching(
             shapes=[(length, 1) for length in lengths_up_to(longest, most)],
-            batch_size=min(batch_size, 1 << (len(made) - 1).bit_length()),
+            batch_size=min(batch_size, power_of_two(len(made))),
             padding_id=config.padding_id,
             on_batch=on_rows,
         ),

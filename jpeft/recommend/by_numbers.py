@@ -5,7 +5,7 @@ paper's own sentence names the method that these numbers rank first; the two do 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from jpeft.report.groups import CellMeans, Group, Spread, cautions
@@ -23,6 +23,7 @@ from jpeft.report.ranking import (
 )
 from jpeft.report.table import Column, Style, Table, Value, show
 from jpeft.report.tables import per_minute
+from jpeft.words import listed
 
 Verdict = Literal["agrees", "agrees within a tie", "disagrees", "cannot be said"]
 TASKS_OF = {"classification": ("agnews", "cola"), "generation": ("e2e", "samsum")}
@@ -226,9 +227,8 @@ def _compare(case: Case) -> PaperSentence:
     return PaperSentence(sentence, "agrees" if first in named else "disagrees", f"{line}{aside}")
 
 
-def _labels(methods: Sequence[str]) -> str:
-    *most, last = map(method_label, methods)
-    return f"{', '.join(most)} and {last}" if most else last
+def _labels(methods: Iterable[str]) -> str:
+    return listed([method_label(method) for method in methods])
 
 
 # --- table ---

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from jpeft.report.groups import Spread
+from jpeft.words import size
 
 Style = Literal[
     "text", "metric", "signed", "seconds", "count", "bytes", "ratio", "percent", "number", "published", "exact"
@@ -138,7 +139,7 @@ def _number(number: float | int, style: Style) -> str:
     if style == "count":
         return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.1f}"
     if style == "bytes":
-        return _bytes(number)
+        return size(number)
     if style == "seconds":
         return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
     if style == "published":  # with the digits that the paper prints
@@ -148,13 +149,6 @@ def _number(number: float | int, style: Style) -> str:
     if style == "ratio":
         return f"{number:.2f}"
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
-
-
-def _bytes(number: float | int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
-    return f"{number:.0f} B"
 
 
 def mark_best(rows: Iterable[Sequence[Value]], columns: Iterable[int], *, lowest: bool = False) -> list[list[Value]]:

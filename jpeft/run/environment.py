@@ -6,6 +6,7 @@ import resource
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import jax
 
@@ -49,10 +50,17 @@ def peak_memory_bytes() -> int:
     return stats.get("peak_bytes_in_use") or _resident_peak_bytes()
 
 
-def _resident_peak_bytes() -> int:
+def resident_bytes(field: Literal["VmRSS", "VmHWM"]) -> int | None:
+    """The process's resident memory, now (`VmRSS`) or at most so far (`VmHWM`); None where Linux does not tell."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
+    return None
+
+
+def _resident_peak_bytes() -> int:
+    if (known := resident_bytes("VmHWM")) is not None:
+        return known
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if os.uname().sysname == "Darwin" else peak * 1024

@@ -146,7 +146,7 @@ def test_own_time_is_to_the_best_epoch_and_own_memory_shows_files_and_peak(tmp_p
     assert found["ranking"][0]["by_task"]["agnews"]["mean"] == pytest.approx(20.0)
     assert main(["recommend", "--task=agnews", "--examples=50", "--scarce=memory", f"--runs={tmp_path}"]) == 0
     shown = capsys.readouterr().out
-    assert "7 MB" in shown and "1.59 GB" in shown and "3,538,944" in shown
+    assert "7.00 MB" in shown and "1.59 GB" in shown and "3,538,944" in shown
 
 
 def write_matthews(root: Path, metrics: dict[str, tuple[float, int]]) -> None:

@@ -198,6 +198,7 @@ def test_the_untuned_score_stands_beside_ones_own_results_of_every_method(tmp_pa
         (3_538_944, "count", "3,538,944"),
         (3.5, "count", "3.5"),
         (37_575_360, "bytes", "37.6 MB"),
+        (999_999, "bytes", "1.00 MB"),
         (1249.4, "seconds", "1,249"),
         (0.251, "seconds", "0.25"),
         (3.014e-05, "number", "3.014e-05"),
