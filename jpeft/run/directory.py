@@ -366,7 +366,7 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} ended after {counted(epochs, 'epoch')} since {result.get('monitor', 'validation/loss')} "
                 f"became no better after epoch {best}; more epochs alone change nothing: give "
-                f"--config.train.patience={epochs - best + 1} or more, too."
+                f"--config.train.patience={epochs - best} or more, too."
             )
 
     def _reopen(self, epochs: int) -> None:

@@ -502,10 +502,10 @@ def test_a_run_is_longer_only_where_epochs_or_patience_alone_are_raised(tmp_path
 def test_more_epochs_of_a_run_that_had_stopped_for_its_loss_are_no_more_training(tmp_path):
     run = _Run(tmp_path, epochs=4, best=2)
     before = state(tmp_path)
-    with pytest.raises(UserError, match="--config.train.patience=3 or more, too"):
+    with pytest.raises(UserError, match="--config.train.patience=2 or more, too"):
         run.again(max_epochs=9)
     assert {name: file for name, file in state(tmp_path).items() if name != ".lock"} == before
-    assert run.again(max_epochs=9, patience=3) == [4]
+    assert run.again(max_epochs=9, patience=2) == [4]
 
 
 def test_a_run_that_trains_on_and_is_stopped_goes_on_by_the_same_command_alone(tmp_path):
