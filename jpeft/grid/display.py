@@ -55,11 +55,11 @@ def shown(schedule: CellSchedule, console: Console) -> Iterator[Callable[[], Non
 
 
 def _live_view(schedule: CellSchedule, seconds: float) -> Group:
-    finished = len(schedule.cells) - len(schedule.to_do()) - len(_running(schedule))
+    ended, total = schedule.progress()
     table = Table.grid(padding=(0, 2))
     for cell, seen in _running(schedule):
         table.add_row(Text(cell.name, "cyan"), Text(seen.detail))
-    bar = ProgressBar(total=len(schedule.cells), completed=finished, width=40)
+    bar = ProgressBar(total=total, completed=ended, width=40)
     return Group(Text(f"{_counts(schedule)}; {_rate(schedule, seconds)}"), bar, table)
 
 

@@ -101,6 +101,22 @@ class CellSchedule:
         ready = [cell for cell in self.cells if self._is_ready(cell)]
         return ready if self._left == float("inf") else ready[: int(self._left)]
 
+    def progress(self) -> tuple[int, int]:
+        """The number of cells that need nothing more of this call, and that number once the call has ended.
+
+        Neither counts the cells that this call will not start, such as failed ones and those beyond the limit.
+        """
+        running = sum(seen.state == State.RUNNING for seen in self.states.values())
+        ended = sum(self._has_ended(cell) for cell in self.cells)
+        return ended, ended + running + len(self.to_do())
+
+    def _has_ended(self, cell: Cell) -> bool:
+        """Whether a cell is done, is paused where it is to be, or has been run by this scheduler."""
+        state = self.states[cell].state
+        if state == State.RUNNING or self._is_ready(cell):
+            return False
+        return state == State.DONE or cell in self._tried or self._waits(cell)
+
     def _is_ready(self, cell: Cell) -> bool:
         if cell in self._tried or cell in self._at_work.values():
             return False

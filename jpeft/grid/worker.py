@@ -80,8 +80,14 @@ def do(job: Job, session: Session) -> Outcome:
 def _do(job: Job, session: Session) -> Outcome:
     directory, started = Path(job.directory), time.monotonic()
     display = _CellDisplay(directory)
-    try:
+    claimed = False  # until then another process may be at work in the directory
+
+    def begin() -> None:
+        nonlocal claimed
+        claimed = True
         (directory / FAILURE_FILE).unlink(missing_ok=True)
+
+    try:
         result = execute(
             Run.from_config(job.config),
             directory,
@@ -89,6 +95,7 @@ def _do(job: Job, session: Session) -> Outcome:
             display=display,
             session=session,
             pause_after=job.pause_after,
+            on_claim=begin,
         )
     except Busy as error:
         return Outcome("busy", str(error))
@@ -102,7 +109,8 @@ def _do(job: Job, session: Session) -> Outcome:
         expected = explained(error)
         return Outcome("failed", str(expected) if expected else kind_and_first_line(error))
     finally:
-        display.close()
+        if claimed:
+            display.close()
     seconds = time.monotonic() - started
     own = sum(result["seconds"].get(phase, 0.0) for phase in ("train", "validation", "test", "zero_shot"))
     return Outcome("done", seconds=seconds, overhead_seconds=seconds - own)

@@ -6,6 +6,7 @@ again ends with the same adapter, bit for bit.
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,6 +47,7 @@ def execute(
     display: Display | None = None,
     session: Session | None = None,
     pause_after: int | None = None,
+    on_claim: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Executes a run in `workdir`, resuming from its checkpoint, and returns the content of `result.json`.
 
@@ -59,6 +61,7 @@ def execute(
       session: caches shared with other runs of this process.
       pause_after: pause after this many epochs, unless training ends before; None never pauses. The next call goes on,
         and the run ends as if it had not paused.
+      on_claim: called once no other process can be at work in the directory; not for a finished run.
 
     Raises:
       Paused: the run paused; `paused.json` (`jpeft.results.PausedRecord`) has the metrics of its epochs so far.
@@ -68,10 +71,15 @@ def execute(
     """
     display = display or Display()
     prepare_process(display.say)
+
+    def work(directory: RunDirectory) -> dict[str, Any]:
+        on_claim()
+        return _execute(run, directory, display, session or Session(), pause_after)
+
     return run_once(
         workdir,
         run.to_dict(),
-        lambda directory: _execute(run, directory, display, session or Session(), pause_after),
+        work,
         overwrite=overwrite,
         report=display.say,
         rows=lambda: digest_of_rows(run),

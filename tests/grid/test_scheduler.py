@@ -13,8 +13,9 @@ from jpeft.grid.cells import Cell
 from jpeft.grid.pool import Event
 from jpeft.grid.scheduler import CellSchedule, CellsToDo
 from jpeft.grid.state import State, look, record_failure
-from jpeft.grid.worker import Job, Outcome
+from jpeft.grid.worker import Job, Outcome, do
 from jpeft.run.directory import RunDirectory
+from jpeft.train.session import Session
 from tests.report.synthetic import record
 
 
@@ -277,6 +278,45 @@ def test_a_cell_is_trained_as_far_as_is_asked_and_waits_there(schedule, tmp_path
     (waiting.directory(tmp_path) / "result.json").unlink()
     (waiting.directory(tmp_path) / "paused.json").write_text("{")
     assert look(waiting, tmp_path).paused is None
+
+
+def test_progress_is_of_what_this_call_runs_and_of_what_is_done(schedule, tmp_path):
+    """As found: with a limit, or cells that had failed, the bar was nearly full before anything ran."""
+    failed, *missing = (cell(name) for name in NAMES)
+    fail(Job(failed.run.to_dict(), str(failed.directory(tmp_path))))
+    made, _ = schedule([failed, *missing], limit=2)
+    shown = [made.progress()]
+    made.run(PretendedPool(1, succeed), on_change=lambda: shown.append(made.progress()))
+    assert shown[0] == (0, 2) and set(shown) == {(0, 2), (1, 2), (2, 2)}
+    assert schedule([failed, *missing])[0].progress() == (2, len(missing))
+    again, _ = schedule([failed, *missing], failed=True)
+    assert again.progress() == (2, len(NAMES))
+    again.run(PretendedPool(1, fail))
+    assert again.progress() == (len(NAMES), len(NAMES))
+
+
+def test_a_cell_that_is_held_elsewhere_keeps_its_failure_and_its_progress(tmp_path):
+    held = cell("lora_agnews_low")
+    directory, job = held.directory(tmp_path), Job(held.run.to_dict(), str(held.directory(tmp_path)))
+    with RunDirectory(directory).claim(held.run.to_dict(), overwrite=False):
+        for name in ("failure.json", "progress.json"):
+            (directory / name).write_text("{}")
+        assert do(job, Session()).status == "busy"
+        assert (directory / "failure.json").exists() and (directory / "progress.json").exists()
+
+
+def test_a_cell_that_begins_has_not_failed_any_more_and_leaves_no_progress(tmp_path, monkeypatch):
+    for name in ("failure.json", "progress.json"):
+        (tmp_path / name).write_text("{}")
+
+    def execute(*_, on_claim, **options):
+        on_claim()
+        assert not (tmp_path / "failure.json").exists()
+        return {"seconds": {}}
+
+    monkeypatch.setattr("jpeft.grid.worker.execute", execute)
+    assert do(Job(cell("lora_agnews_low").run.to_dict(), str(tmp_path)), Session()).status == "done"
+    assert not (tmp_path / "progress.json").exists()
 
 
 def test_what_another_process_is_at_is_left_to_it_and_waited_for(schedule, tmp_path):
