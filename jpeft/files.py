@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -49,9 +50,9 @@ def write_whole(path: Path) -> Iterator[Path]:
       UserError: `path` is a device, a pipe or a socket.
     """
     _require_no_device(path, str(path))
-    beside = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    beside = _unfinished(path)
+    beside.touch(exist_ok=False)
     try:
-        beside.touch()
         permissions = stat.S_IMODE(beside.stat().st_mode)
         yield beside
         beside.chmod(permissions)
@@ -116,6 +117,11 @@ def why_not_writable(directory: Path) -> str | None:
     return None
 
 
+def _unfinished(path: Path) -> Path:
+    """A new temporary name beside `path`, of no other thread, process or host that writes the same file now."""
+    return path.with_name(f".{path.name}.{secrets.randbits(48)}{_PARTIAL}")
+
+
 def unfinished_target(path: Path) -> str | None:
     """Returns the final name of a temporary file that a killed `write_whole` left behind; None for any other file."""
     left = re.fullmatch(rf"\.(.+)\.\d+{re.escape(_PARTIAL)}", path.name)
@@ -133,8 +139,7 @@ def write_directory(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} exists already; name a directory that is empty or does not exist yet.")
     path = path.absolute()  # `.` has no name to derive the temporary one from
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
-    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process that had the same id
+    beside = _unfinished(path)
     beside.mkdir()
     try:
         yield beside

@@ -11,6 +11,7 @@ from jpeft.files import (
     parse_json,
     read_json,
     read_json_object,
+    unfinished_target,
     write_directory,
     write_whole,
 )
@@ -91,13 +92,25 @@ def test_a_file_that_was_not_finished_leaves_what_was_there(tmp_path, before):
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == ({"result.json": "old"} if before else {})
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_in_no_way_and_in_no_directory(tmp_path):
-    left = tmp_path / f".out.{os.getpid()}.partial"
-    left.mkdir()
-    (left / "half").write_text("of another")
-    with write_directory(tmp_path / "out") as beside:
-        (beside / "whole").write_text("ours")
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "whole"]
+def test_two_threads_that_write_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "result.json"
+    with write_whole(path) as first, write_whole(path) as second:
+        assert first != second and unfinished_target(first) == unfinished_target(second) == path.name
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # its block ended last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_directory_do_not_mix(tmp_path):
+    path = tmp_path / "out"
+    with pytest.raises(OSError, match="not empty"), write_directory(path) as first:
+        (first / "half").write_text("first")
+        with write_directory(path) as second:
+            assert first != second and unfinished_target(first) == unfinished_target(second) == path.name
+            (second / "whole").write_text("second")
+        assert (first / "half").read_text() == "first"
+    assert [file.name for file in tmp_path.rglob("*")] == ["out", "whole"]
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
