@@ -25,7 +25,7 @@ def render(table: Table) -> str:
         heads += [name, *[f"{name}, sd"] * sd, *[f"{name}, seeds"] * count]
         heads += [f"{name}, standard error"] * error
         heads += [f"{name}, paper", f"{name}, difference"] * published
-    writer.writerow(heads)
+    writer.writerow([_safe(head) for head in heads])  # metrics are called as result files call them
     for row in table.rows:
         cells = []
         for value, (sd, count, error, published) in zip(row, extras, strict=True):
@@ -37,9 +37,12 @@ def render(table: Table) -> str:
 
 
 def _plain(value: Value) -> str | float | int:
-    if isinstance(value.value, str) and value.value[:1] in "=+-@\t":
-        return f"'{value.value}" if value.value else ""  # else a spreadsheet would evaluate it as a formula
-    return _blank(value.value)
+    return _safe(value.value) if isinstance(value.value, str) else _blank(value.value)
+
+
+def _safe(text: str) -> str:
+    """A text that a spreadsheet does not evaluate as a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def _blank(value: str | float | int | None) -> str | float | int:

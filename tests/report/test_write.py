@@ -217,6 +217,13 @@ def test_csv_runs_no_formula_of_a_name():
     assert csvs.render(table).splitlines()[1] == "'=HYPERLINK(1),-0.5"
 
 
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@sum", "\t=1"])
+def test_csv_runs_no_formula_of_a_metric(name):
+    table = Table("t", "t", [Column(name, "metric")], [[Value(0.5, sd=0.1, count=2, published=0.25)]])
+    (heads, _) = csv.reader(io.StringIO(csvs.render(table)))
+    assert heads == [f"'{name}{of}" for of in ("", ", sd", ", seeds", ", paper", ", difference")]
+
+
 def test_missing_is_said_in_every_format():
     table = Table("t", "Title", [Column("a"), Column("b", "metric")], [[Value("x"), Value(None, published=0.5)]])
     section = document.Section("s", "heading", parts=[("part", [table])])
