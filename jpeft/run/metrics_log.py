@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,17 +93,24 @@ class MetricsLog:
                 self._events.add_scalar(f"{group}/{name}", value, at)
 
 
+_HIDING = threading.Lock()
+
+
 @contextlib.contextmanager
 def _hidden(module: str) -> Iterator[None]:
-    """Makes the import of a module fail within the block, unless it is already loaded."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # makes `import` raise  # pyright: ignore[reportArgumentType]
-    try:
-        yield
-    finally:
-        del sys.modules[module]
+    """Makes the import of a module fail within the block, in every thread, unless it is already loaded.
+
+    Blocks of several threads, such as runs side by side that open their logs, run one after the other.
+    """
+    with _HIDING:
+        if module in sys.modules:
+            yield
+            return
+        sys.modules[module] = None  # makes `import` raise  # pyright: ignore[reportArgumentType]
+        try:
+            yield
+        finally:
+            sys.modules.pop(module, None)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -1,13 +1,15 @@
 """The log of a run's metrics."""
 
+import concurrent.futures
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from jpeft.run.metrics_log import MetricsLog
+from jpeft.run.metrics_log import MetricsLog, _hidden
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +28,30 @@ def test_records_are_written_without_loading_pytorch(tmp_path):
     assert done.stdout == "there all the same\n", done.stderr
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "epoch": 0, "loss": 0.5}
     assert any((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_runs_side_by_side_hide_a_module_one_after_the_other():
+    started, may_end, order = threading.Event(), threading.Event(), []
+
+    def first():
+        with _hidden("no_such_module"):
+            started.set()
+            may_end.wait(10)
+            order.append("first")
+
+    def second():
+        started.wait(10)
+        with _hidden("no_such_module"):
+            assert sys.modules["no_such_module"] is None
+            order.append("second")
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        both = [threads.submit(work) for work in (first, second)]
+        assert not concurrent.futures.wait(both, timeout=0.1).done
+        may_end.set()
+        for one in both:
+            one.result()
+    assert order == ["first", "second"] and "no_such_module" not in sys.modules
 
 
 @pytest.mark.parametrize(
