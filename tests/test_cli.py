@@ -361,6 +361,9 @@ def test_a_home_directory_is_meant_by_a_tilde(tmp_path, monkeypatch):
     assert call is not None and call.workdir == tmp_path / "x"
 
 
+TRAIN = ["train", "--config=mini:lora_agnews_low", "--config.data.source=sample"]
+
+
 class Broken:
     """Stands for a command that ends badly."""
 
@@ -386,6 +389,29 @@ def test_what_the_machine_cannot_is_one_line(error, status, says, monkeypatch, c
     assert run_experiment(["main.py"]) == status
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and says in line
+
+
+@pytest.mark.parametrize(
+    ("of", "call", "says"),
+    [
+        ("jpeft.train.loop.execute", TRAIN, "the same command goes on from the last checkpoint."),
+        ("jpeft.train.loop.execute", [*TRAIN, "--overwrite"], "the same command, without --overwrite, goes on from"),
+        (
+            "jpeft.pretrain.loop.pretrain",
+            ["pretrain", "--config=pretrain/mini", "--config.data.path=."],
+            "the same command goes on from",
+        ),
+        ("jpeft.model.family.abstract_model", ["params", "--model=mini"], None),
+    ],
+)
+def test_ctrl_c_promises_to_go_on_only_where_a_checkpoint_is(of, call, says, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(of, interrupted)
+    assert main([*call, *([f"--workdir={tmp_path}"] if says else [])]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: interrupted; {says}") if says else line == "error: interrupted."
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):

@@ -109,7 +109,7 @@ def _one_line_errors(command: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        return _fail(1, "interrupted; the same command goes on from the last checkpoint")
+        return _fail(1, "interrupted.")
     except Exception as error:
         explanation = explained(error)
         if explanation is None:

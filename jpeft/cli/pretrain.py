@@ -42,11 +42,12 @@ def _pretrain(argv: Sequence[str]) -> int:
     from jpeft.process import prepare_process
     from jpeft.run.display import Display
     from jpeft.run.processes import ending_together, is_first
+    from jpeft.run.stop import resumable
 
     prepare_process(lambda line: print(line, file=sys.stderr))  # before `is_first` starts JAX
     if call.group is not None:
         call.group.join()
-    with ending_together(call.group):
+    with resumable(overwrite=call.overwrite), ending_together(call.group):
         run = Pretraining.from_config(call.config)
         display = Display(quiet=call.quiet or not is_first())
         result = pretrain(run, call.workdir, overwrite=call.overwrite, display=display)

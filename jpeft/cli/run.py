@@ -52,12 +52,13 @@ def run(argv: Sequence[str]) -> int:
     from jpeft.results import check_result
     from jpeft.run.display import Display
     from jpeft.run.processes import ending_together, is_first
+    from jpeft.run.stop import resumable
     from jpeft.train.loop import execute
 
     prepare_process(lambda line: print(line, file=sys.stderr))  # before `is_first` starts JAX
     if call.group is not None:
         call.group.join()
-    with ending_together(call.group):
+    with resumable(overwrite=call.overwrite), ending_together(call.group):
         run = Run.from_config(call.config)
         display = Display(quiet=call.quiet or not is_first())
         if taken := taken_from_model(call.config):

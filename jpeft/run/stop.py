@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from jpeft.errors import Stopped
+from jpeft.errors import RunFailed, Stopped
 
 _in_threads: "set[StopRequest]" = set()  # those entered in threads other than the main one
 
@@ -31,8 +31,26 @@ class RunStopped(Stopped):
           overwrite: whether the run was started with `--overwrite`, which would start it again from the beginning.
         """
         self.state = state
-        command = "the same command, without --overwrite," if overwrite else "the same command"
-        super().__init__(f"{state}: {command} goes on from there.")
+        super().__init__(f"{state}: {_command(overwrite)} goes on from there.")
+
+
+@contextlib.contextmanager
+def resumable(*, overwrite: bool) -> Iterator[None]:
+    """Turns the `KeyboardInterrupt` of a run, whose state was not saved, into a `RunFailed` that says how to go on.
+
+    That is Ctrl-C before or after training, and the second one while a step is computed.
+
+    Args:
+      overwrite: as in `RunStopped`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise RunFailed(f"interrupted; {_command(overwrite)} goes on from the last checkpoint.") from None
+
+
+def _command(overwrite: bool) -> str:
+    return "the same command, without --overwrite," if overwrite else "the same command"
 
 
 class StopRequest:
