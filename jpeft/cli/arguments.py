@@ -72,8 +72,8 @@ def add_what_answers(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Callable[[str], int]:
-    """An argparse `type`: an integer from `least` to `most`; commands may check further, with a message of theirs."""
+def whole(least: int, most: int = _LARGEST) -> Callable[[str], int]:
+    """An argparse `type`: an integer from `least` to `most`."""
 
     def number(text: str) -> int:
         try:

@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     which.add_argument("--seeds", default="0", help="seeds of training; the splits stay (default: %(default)s)")
     how = parser.add_argument_group("what to do with them")
     how.add_argument("--dry-run", action="store_true", help="show every cell's state and run nothing")
-    how.add_argument("--limit", type=whole(), metavar="N", help="start at most N cells")
+    how.add_argument("--limit", type=whole(1), metavar="N", help="start at most N cells")
     how.add_argument("--retry-failed", action="store_true", help="run failed cells again, too")
     how.add_argument(
         "--overwrite-stale",
@@ -53,7 +53,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     how.add_argument("--launcher", choices=("local", "ray"), default="local", help="(default: %(default)s)")
     how.add_argument(
         "--jobs",
-        type=whole(most=4096),
+        type=whole(1, 4096),
         metavar="N",
         help="cells at once; locally the GPUs, or the cores, are divided among them, and with more jobs than GPUs "
         "several share one (default: 1)",
@@ -92,8 +92,6 @@ def _grid(arguments: argparse.Namespace) -> int:
     from jpeft.grid.scheduler import CellSchedule, CellsToDo
     from jpeft.grid.state import State
 
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"--limit is {arguments.limit}; expected at least 1.")
     console = Console(stderr=True, highlight=False)
     workdir = arguments.workdir or Path("runs") / Path(arguments.config).stem
     choice = CellsToDo(failed=arguments.retry_failed, stale=arguments.overwrite_stale, limit=arguments.limit)
@@ -196,8 +194,6 @@ def lanes_of(fuse: str) -> int:
 
 
 def _pool(arguments: argparse.Namespace, say: Callable[[str], None]):
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise UserError(f"--jobs is {arguments.jobs}; expected at least 1.")
     lanes = lanes_of(arguments.fuse)
     if arguments.launcher == "ray":
         if lanes > 1:

@@ -47,18 +47,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--device", help="by name: A10, A100-80, H100, RTX4090, v5e, v6e, ...")
     parser.add_argument("--device-memory", metavar="SIZE", help="such as 24GB, instead of the device's own")
-    parser.add_argument("--hosts", type=whole(most=4096), default=1, help="over which the mesh is spread evenly")
+    parser.add_argument("--hosts", type=whole(1, 4096), default=1, help="over which the mesh is spread evenly")
     parser.add_argument(
-        "--input-length", type=whole(most=65_536), metavar="TOKENS", help="padded; the longest if not given"
+        "--input-length", type=whole(2, 65_536), metavar="TOKENS", help="padded; the longest if not given"
     )
     parser.add_argument(
-        "--target-length", type=whole(most=16_384), metavar="TOKENS", help="padded; the longest if not given"
+        "--target-length", type=whole(2, 16_384), metavar="TOKENS", help="padded; the longest if not given"
     )
     parser.add_argument("--no-search", action="store_true", help="do not look for a change that would make it fit")
     parser.add_argument("--json", action="store_true", help="print JSON")
     which = parser.add_argument_group("which mesh")
     which.add_argument("--best", action="store_true", help="rank all meshes of --devices by the least time of a step")
-    which.add_argument("--devices", type=whole(most=65_536), metavar="N", help="how many there are, for --best")
+    which.add_argument("--devices", type=whole(1, 65_536), metavar="N", help="how many there are, for --best")
     grid = parser.add_argument_group("many runs (lists are separated by commas)")
     grid.add_argument("--grid", action="store_true", help="plan every cell of a grid, in one table")
     add_which(grid)
@@ -90,9 +90,7 @@ def _check(arguments: argparse.Namespace, axes: dict[str, int]) -> None:
     """Raises `UserError` for flags that exclude or need each other."""
     if arguments.config is None and not arguments.grid:
         raise UserError("--config is missing; name a file, or what comes with jpeft: custom, lora_agnews_low.")
-    if arguments.hosts < 1:
-        raise UserError(f"--hosts is {arguments.hosts}; expected at least 1.")
-    if arguments.best and (arguments.devices is None or arguments.devices < 1 or axes or arguments.grid):
+    if arguments.best and (arguments.devices is None or axes or arguments.grid):
         raise UserError("--best looks for the mesh of --devices N; give these, and no --mesh and no --grid.")
     if arguments.devices is not None and not arguments.best:
         raise UserError("--devices is for --best; without it, --mesh says how many devices there are.")
@@ -238,9 +236,6 @@ def _axes(text: str) -> dict[str, int]:
 def _lengths(arguments: argparse.Namespace, longest: Any) -> Any:
     """The lengths in tokens to plan for: `--input-length` and `--target-length`, by default the config's longest."""
     given = {"input": arguments.input_length, "target": arguments.target_length}
-    for name, length in given.items():
-        if length is not None and length < 2:
-            raise UserError(f"--{name}-length is {length}; expected at least 2.")
     return dataclasses.replace(longest, **{name: length for name, length in given.items() if length is not None})
 
 

@@ -44,7 +44,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     numbers.add_argument(
         "--task", metavar="TASK", help="classification, generation, or agnews, cola, e2e, samsum; custom with --runs"
     )
-    numbers.add_argument("--examples", type=whole(), metavar="N", help="rows that you have to train on")
+    numbers.add_argument("--examples", type=whole(1), metavar="N", help="rows that you have to train on")
     numbers.add_argument(
         "--runs", nargs="+", type=path, metavar="DIR", help="your results instead of the published ones"
     )
@@ -66,7 +66,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     trying.add_argument("--workdir", type=path, help="directory of the search (default: runs/recommend_<data>_<model>)")
     trying.add_argument(
-        "--jobs", type=whole(most=4096), default=1, metavar="N", help="runs at once (default: %(default)s)"
+        "--jobs", type=whole(1, 4096), default=1, metavar="N", help="runs at once (default: %(default)s)"
     )
     trying.add_argument(
         "--fuse",
@@ -102,8 +102,6 @@ def _by_numbers(arguments: argparse.Namespace) -> int:
     from jpeft.report.groups import group, published_group
     from jpeft.report.write import to_json
 
-    if arguments.examples is not None and arguments.examples < 1:
-        raise UserError(f"--examples is {arguments.examples}; expected at least 1.")
     groups = [published_group()]
     if arguments.runs:
         results, problems = records.load(arguments.runs)

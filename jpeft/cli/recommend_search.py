@@ -113,8 +113,6 @@ class _Flags:
             raise UserError(f"--data {arguments.data} does not exist; name a file of rows, or a directory of splits.")
         if arguments.budget is not None and not 0 < arguments.budget < math.inf:
             raise UserError(f"--budget is {arguments.budget:g}; expected minutes, more than 0.")
-        if arguments.jobs < 1:
-            raise UserError(f"--jobs is {arguments.jobs}; expected at least 1.")
         for flag in arguments.config_keys:
             key = flag.partition("=")[0].removeprefix("--config.")
             for ours, by in _OURS.items():

@@ -162,13 +162,19 @@ def test_the_command(command, capsys):
         ("--hosts=3", "1 device cannot be divided evenly among 3 hosts"),
         ("--device=B7", "--device B7 is not known"),
         ("--device-memory=24", "expected an amount such as 24GB"),
-        ("--input-length=1", "expected at least 2"),
+        ("--input-length=1", "argument --input-length: 1 is not from 2 to 65,536"),
+        ("--target-length=1", "argument --target-length: 1 is not from 2 to 16,384"),
+        ("--hosts=0", "argument --hosts: 0 is not from 1 to 4,096"),
+        ("--devices=0", "argument --devices: 0 is not from 1 to 65,536"),
     ],
 )
 def test_a_wrong_call_is_one_line(flag, says, command, capsys):
-    assert command(flag) == 2
+    try:
+        status = command(flag)
+    except SystemExit as ended:  # what argparse itself finds
+        status = ended.code
     line = capsys.readouterr().err.removeprefix(SIGN_OF_LIFE)  # printed first on a slow machine
-    assert says in line and line.startswith("error: ") and line.count("\n") == 1
+    assert status == 2 and says in line and line.startswith("error: ") and line.count("\n") == 1
 
 
 @pytest.mark.slow

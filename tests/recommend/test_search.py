@@ -490,7 +490,7 @@ def test_a_row_that_would_stop_a_run_stops_the_search_before_its_first(test, say
         (["--methods=lora,lara"], "--methods is 'lara'; expected one of full, lora"),
         (["--methods=,"], "--methods is empty"),
         (["--budget=0"], "--budget is 0; expected minutes"),
-        (["--jobs=0"], "--jobs"),
+        (["--jobs=0"], "argument --jobs: 0 is not from 1 to 4,096"),
         (["--task=agnews"], "with --data it is classification or generation"),
         (["--examples=5"], "--runs and --examples are for numbers that exist"),
         (["--config.train.learning_rate.warmup=1"], "is set by the search"),
