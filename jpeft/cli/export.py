@@ -58,7 +58,8 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.base_name is not None and not arguments.base_name.strip():
         raise UserError("--base-name is empty; name the base, or leave the flag out.")
     base = arguments.base_name or model
-    size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
+    task = task_of(found.directory)
+    size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task)
     lacks = peft_lacks(opened.method, opened.sites, opened.model)
     unmergeable = opened.method.unmergeable_at(opened.sites)
     if arguments.json:
@@ -69,7 +70,6 @@ def _export(arguments: argparse.Namespace) -> int:
     print(
         f"base     {base}" + ("" if is_hub_id(base) else "  (means nothing elsewhere; --base-name calls it otherwise)")
     )
-    task = task_of(found.directory)
     if task is not None and (line := task.in_other_bits(None)) is not None:
         print(f"note     the adapter {line}")
     if lacks is None:

@@ -244,10 +244,8 @@ def prepare(
     try:
         splits = _draw_splits(sources, inputs, labels_of(task, rows), request)
     except UserError:
-        for (
-            split,
-            columns,
-        ) in rows.items():  # rows without a value are all equal: say that rather than that they are few
+        # Rows without a value are all equal: say that rather than that there are too few.
+        for split, columns in rows.items():
             examples(task, split, columns, range(len(columns[task.target])))
         raise
     for line in leaks(splits, inputs):

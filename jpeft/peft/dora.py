@@ -125,10 +125,7 @@ class Dora(Lora):
         self, site: Site, leaves: Mapping[str, np.ndarray], weights: Callable[[], SiteWeights] | None
     ) -> dict[str, np.ndarray]:
         """The leaves of a LoRA whose output is scaled by DoRA's factor, which is computed once, here."""
-        factor, bias = (
-            leaves["lora_magnitude"],
-            leaves["lora_magnitude"],
-        )  # of the right shapes, if there are no weights
+        factor = bias = leaves["lora_magnitude"]  # of the right shapes, if there are no weights
         if weights is not None:
             kernel, bias = weights()
             factor = leaves["lora_magnitude"] / np.asarray(

@@ -115,11 +115,8 @@ class LowRank(Rows):
     A is stored transposed, `[batch, rank, d_in]`, so that the product of a few activations reads contiguous memory.
     """
 
-    leaves: tuple[str, ...] = (
-        "lora_a",
-        "lora_b",
-        "lora_scale",
-    )  # the matrices `[batch, rank, width]`, then `[batch, 1]`
+    # The matrices are `[batch, rank, width]`, the scale `[batch, 1]`.
+    leaves: tuple[str, ...] = ("lora_a", "lora_b", "lora_scale")
     order: ClassVar[int] = 1
 
     def __call__(

@@ -130,9 +130,8 @@ class Prompt(AddedModules, PeftLayout):
 
     @property
     def reading(self) -> str:
-        return (
-            "official" if self.init == "vocabulary" else "paper"
-        )  # the same, except that `official` has no option `prompt_init`
+        # They are the same, except that `official` has no option `prompt_init`.
+        return "official" if self.init == "vocabulary" else "paper"
 
     # --- many adapters in one batch ---
 

@@ -69,9 +69,8 @@ def _inline(svg: str, figure: pictures.Figure) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<g id=\"patch_1\">.*?</g>", "", body, count=1, flags=re.DOTALL)  # the white background
-    body = re.sub(
-        r"\bid=\"([^\"]+)\"", rf'id="{figure.name}-\1"', body
-    )  # ids must be unique in a page with many figures
+    # An id must be unique in a page with many figures.
+    body = re.sub(r"\bid=\"([^\"]+)\"", rf'id="{figure.name}-\1"', body)
     body = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{figure.name}-", body)
     body = re.sub(r"width=\"[\d.]+pt\" height=\"[\d.]+pt\"", "", body, count=1)
     for colour, variable in _VARIABLES.items():

@@ -381,13 +381,10 @@ def _row_counts(group: Group) -> list[str]:
 
 def place_label(task: str, data: str = "") -> str:
     """The label of a task, such as `AG News`, or the name of a user's own rows."""
-    return (
-        (data or "rows of your own")
-        if task not in PAPER_TASKS
-        else f"{task_label(task)}, {data}"
-        if data
-        else PAPER_TASKS[task]
-    )
+    if task not in PAPER_TASKS:
+        return data or "rows of your own"
+    label = task_label(task)
+    return f"{label}, {data}" if data else label
 
 
 def _cut_texts(group: Group) -> list[str]:

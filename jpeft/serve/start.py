@@ -113,9 +113,9 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
     model = family.load(directory, dtype=dtype, quantization=quantization)
     family.arrange(model, scan_layers=None)
     config = model.config
-    for name, reason in shelf.not_served().items():
+    names, not_served = shelf.survey()
+    for name, reason in not_served.items():
         say(f"not served {name}: {reason}")
-    names = shelf.names()
     if len(names) > choices.capacity:
         raise UserError(f"{choices.adapters} holds {counted(len(names), 'adapter')}; --capacity is {choices.capacity}.")
     room = [*room_for(model, *reserved), *_room_of(shelf, names, model)]

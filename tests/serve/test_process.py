@@ -19,7 +19,8 @@ from jpeft.errors import UserError
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
 from jpeft.serve.listen import bind
-from jpeft.serve.start import parse_room
+from jpeft.serve.shelf import Shelf
+from jpeft.serve.start import Choices, ShapeFlags, parse_room, start
 from tests.serve.conftest import ON_SHELF
 
 
@@ -46,6 +47,16 @@ def test_a_port_that_is_taken_is_known_at_once(capsys, tmp_path):
         bind("h" * 64, 0)
     with pytest.raises(UserError, match="cannot listen at 127.0.0.1:70000"):
         bind("127.0.0.1", 70000)
+
+
+def test_the_start_looks_at_every_adapter_directory_once(tmp_path, deeper_checkpoint, monkeypatch):
+    looked, look = [], Shelf._look_at
+    monkeypatch.setattr(Shelf, "_look_at", lambda shelf, name: looked.append(name) or look(shelf, name))
+    (tmp_path / "empty").mkdir()
+    said = []
+    with pytest.raises(UserError, match="holds no adapter to make room for"):
+        start(Choices(str(deeper_checkpoint), tmp_path, "float32", (), 1, ()), ShapeFlags(), say=said.append)
+    assert looked == ["empty"] and any(line.startswith("not served empty: ") for line in said)
 
 
 def test_wrong_choices_are_named(capsys, tmp_path, deeper_checkpoint, tiny_shelf):
