@@ -42,7 +42,7 @@ class Doubts:
         """Reports the row if it is the first of its kind, and counts it otherwise.
 
         Args:
-          kind: a predicate for `row` or `rows`, for the sentence about the others.
+          kind: what such rows have, for the sentence about the others.
           where: the row in words.
           line: the report about the first row.
         """
@@ -57,4 +57,5 @@ class Doubts:
         """Reports the number of further rows of each kind."""
         for kind, others in self._others.items():
             if others:
-                self._report(f"{counted(others, 'more row')} of {self._name} {kind}, the last in {self._last[kind]}")
+                rows, have = counted(others, "more row"), "has" if others == 1 else "have"
+                self._report(f"{rows} of {self._name} {have} {kind}, the last in {self._last[kind]}")

@@ -225,7 +225,7 @@ def _refuse_header_again(record: Record, header: Sequence[str], name: str, doubt
             "line."
         )
     doubts.of(
-        "say that again", record.where, f"{record.where} of {name} is the header's {first!r} again, read as a row"
+        "the header again", record.where, f"{record.where} of {name} is the header's {first!r} again, read as a row"
     )
 
 
@@ -244,7 +244,7 @@ def _refuse_late_quote(record: Record, style: _Style, name: str) -> None:
 def _refuse_swallowed_rows(record: Record, style: _Style, columns: int, name: str, doubts: Doubts) -> None:
     """Refuses a row whose lines are clearly rows by themselves, and reports one whose lines may be."""
     if columns == 1:
-        doubts.of("are of several lines", record.where, f"{record.where} of {name} are one row, in quotes")
+        doubts.of("several lines", record.where, f"{record.where} of {name} are one row, in quotes")
         return
     if style.separator == "\t" or not _all_are_rows(record.lines, style, columns):
         return
@@ -255,7 +255,7 @@ def _refuse_swallowed_rows(record: Record, style: _Style, columns: int, name: st
             "nevertheless, save the rows as JSON lines."
         )
     doubts.of(
-        "are such",
+        "lines that look like rows",
         record.where,
         f"{record.where} of {name} are one row, in quotes, and each of them looks like a row by itself: is a quote too "
         "many there?",

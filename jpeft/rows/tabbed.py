@@ -64,7 +64,7 @@ def rows_between_tabs(of: Iterator[Line], name: str, doubts: Doubts) -> Iterator
             raise UserError(f"{made.where} of {name} {STRAY_RETURN}.")
         if len(values) == columns and any(as_is and _is_unclosed(value) for value, as_is in values):
             doubts.of(
-                "begin a value so",
+                "a value that begins with an unclosed quote",
                 made.where,
                 f"{made.where} of {name} begins a value with a quote that does not close it: between tabs that is read "
                 "as plain text",

@@ -90,7 +90,10 @@ class Replaced(UserError):
     """The error of a waiting row whose adapter was replaced by one with another prompt, labels or lengths."""
 
     def __init__(self, name: str):
-        super().__init__(f"while this waited {name!r} was replaced by an adapter that is asked otherwise; ask again.")
+        super().__init__(
+            f"the adapter {name!r} was replaced while this request waited, by one with another prompt, labels or "
+            "lengths; send it again."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

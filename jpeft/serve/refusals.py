@@ -19,7 +19,7 @@ _LONGEST_PLACE = 120  # characters of the location of a wrong value
 _REASONS = {
     400: "The body cannot be read.",
     404: "No such adapter.",
-    409: "The bank is full, or an adapter was replaced while this waited.",
+    409: "The bank is full, or an adapter was replaced while the request waited.",
     413: "The body is too large.",
     422: "A value is wrong, an input too long, or the adapter does not fit.",
     429: "The queue is full; `Retry-After` says when to come again.",

@@ -263,13 +263,30 @@ def test_several_values_of_lines_in_a_row_are_read_without_a_word(heard):
     assert columns == {"input": ["a,b\nc"], "target": ["d\ne,f\ng,h"]} and said == []
 
 
-def test_few_lines_in_quotes_that_may_be_rows_are_said(heard):
+def test_few_lines_in_quotes_that_may_be_rows_are_said(heard, tmp_path):
     columns, said = heard("a.csv", table(",", r5='"text 5,pos', r6='text 6",neg', r8='"text 8,neg', r9='text 9",pos'))
     assert len(columns["input"]) == 58 and "text 5,pos\ntext 6" in columns["input"]
     assert len(said) == 2 and said[0].startswith("lines 7 to 8 of ") and "a.csv are one row, in quotes" in said[0]
-    assert said[1].startswith("1 more row of ") and said[1].endswith("the last in lines 10 to 11")
+    assert said[1] == f"1 more row of {tmp_path}/a.csv has lines that look like rows, the last in lines 10 to 11"
     columns, said = heard("b.csv", 'input\ntext 0\n"text 1\ntext 2\ntext 3\ntext 4\ntext 5"\ntext 6\n')
     assert len(columns["input"]) == 3 and len(said) == 1 and said[0].startswith("lines 3 to 7 of ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "input\na\ninput\nb\ninput\ninput\n", "2 more rows of {} have the header again, the last in line 6"),
+        ("a.csv", 'input\n"a\nb"\n"c\nd"\n', "1 more row of {} has several lines, the last in lines 4 to 5"),
+        (
+            "a.tsv",
+            'input\ttarget\n"a\tb\n"c\td\n"e\tf\n',
+            "2 more rows of {} have a value that begins with an unclosed quote, the last in line 4",
+        ),
+    ],
+)
+def test_further_rows_of_a_doubtful_kind_are_counted_in_a_sentence(name, content, says, heard, tmp_path):
+    _, said = heard(name, content)
+    assert len(said) == 2 and said[1] == says.format(tmp_path / name)
 
 
 @pytest.mark.parametrize(

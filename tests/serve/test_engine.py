@@ -101,7 +101,11 @@ def test_a_row_that_waited_is_not_answered_by_an_adapter_that_is_asked_otherwise
             )
             engine.load("asked", tmp_path / "b")
             replaced, same = meanwhile
-        assert isinstance(replaced, Replaced) and "ask again" in str(replaced) and same == second
+        assert (
+            isinstance(replaced, Replaced)
+            and "was replaced while this request waited" in str(replaced)
+            and same == second
+        )
     finally:
         engine.unload("asked")
 
