@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,18 +211,32 @@ def write_page() -> None:
         beside.write_text(f"{before}{BEGIN}\n\n{written()}\n\n{END}{after}", encoding="utf-8")
 
 
-def main() -> int:
-    """Plan the missing rows and write the tables."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; devices and methods without rows are errors."""
+    devices = tuple(dict.fromkeys(row.device for row in rows()))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="devices to plan, comma-separated (default: all)")
-    parser.add_argument("--methods", default=",".join(METHODS), help="methods to plan, comma-separated")
+    parser.add_argument("--only", help=f"devices to plan, comma-separated, of {', '.join(devices)} (default: all)")
+    parser.add_argument("--methods", help=f"to plan, comma-separated, of {', '.join(METHODS)} (default: all)")
     parser.add_argument("--write", action="store_true", help="plan nothing; write the tables from existing plans")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    for what, known in (("only", devices), ("methods", METHODS)):
+        given = getattr(arguments, what)
+        if given is not None and arguments.write:
+            parser.error(f"--{what} says what to plan, and --write plans nothing; leave one of them out")
+        chosen = known if given is None else given.split(",")
+        if unknown := set(chosen) - set(known):
+            parser.error(f"--{what} has {', '.join(sorted(map(repr, unknown)))}; expected some of {', '.join(known)}")
+        setattr(arguments, what, chosen)
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan the missing rows and write the tables."""
+    arguments = parse(argv)
     if not arguments.write:
         ROWS.mkdir(parents=True, exist_ok=True)
-        only, methods = set(filter(None, arguments.only.split(","))), arguments.methods.split(",")
         for row in rows():
-            if row.file.is_file() or (only and row.device not in only) or row.method not in methods:
+            if row.file.is_file() or row.device not in arguments.only or row.method not in arguments.methods:
                 continue
             print(row.file.stem, flush=True)
             with Remote(DEVICES[row.device]) as compiler:
