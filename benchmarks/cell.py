@@ -39,7 +39,8 @@ from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
 
 LEARNING_RATE = 1e-2
-BATCH_SIZE = 16
+BATCH_SIZE = 16  # rows of a step, which jpeft takes in micro-batches, as is recommended for mini
+MICRO_BATCH_SIZE = 4
 EVAL_BATCH_SIZE = 32
 
 
@@ -105,8 +106,8 @@ def _data(arguments: argparse.Namespace, model: Path) -> Data:
         max_train=arguments.train,
         max_validation=arguments.validation,
         max_test=arguments.test,
-        batch_size=BATCH_SIZE,
-        accumulation_steps=1,
+        batch_size=MICRO_BATCH_SIZE,
+        accumulation_steps=BATCH_SIZE // MICRO_BATCH_SIZE,
         eval_batch_size=EVAL_BATCH_SIZE,
         max_input_length=arguments.max_input_length,
     )
@@ -126,6 +127,10 @@ def _ours(arguments: argparse.Namespace, model: Path, workdir: Path, *, seed: in
         "data.max_validation": arguments.validation,
         "data.max_test": arguments.test,
         "data.max_input_length": arguments.max_input_length,
+        "model.dropout_rate": 0.0,
+        "train.batch_size": MICRO_BATCH_SIZE,
+        "train.accumulation_steps": BATCH_SIZE // MICRO_BATCH_SIZE,
+        "eval.batch_size": EVAL_BATCH_SIZE,
         "train.max_epochs": arguments.epochs,
         "train.patience": arguments.epochs,
         "train.seed": seed,
