@@ -114,8 +114,7 @@ class _Bench:
         found = self.figures["startup"] = {}
         for method in self.methods:
             with tempfile.TemporaryDirectory() as cache:
-                os.environ["JPEFT_CACHE"] = cache
-                probes = [self._start_up(side, method) for side in ("ours", "ours", "theirs")]
+                probes = [self._start_up(side, method, cache) for side in ("ours", "ours", "theirs")]
             found[method] = dict(zip(("cold", "warm", "theirs"), probes, strict=True))
             gigabytes = [probe["peak_memory_bytes"] / 1e9 for probe in probes[1:]]
             seconds = [f"{probe['seconds']:.1f}" for probe in probes]
@@ -126,8 +125,8 @@ class _Bench:
     def _side(self, side: str, work: str, /, **options: Any) -> Side:
         return Side(side, work, self.checkpoint, self.size, dtype=self.dtype, **options)
 
-    def _start_up(self, side: str, method: str) -> dict[str, float]:
-        started = self._side(side, "train_step", name=method)
+    def _start_up(self, side: str, method: str, cache: str) -> dict[str, float]:
+        started = self._side(side, "train_step", name=method, environment={"JPEFT_CACHE": cache})
         for _ in range(2):
             started.call()
         found = {"seconds": started.start_up_seconds, "peak_memory_bytes": started.peak_memory_bytes()}

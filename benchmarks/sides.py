@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ _CEILING_WIDTH = 1536  # of the square matrices whose product measures the peak 
 class Side:
     """A process of one side, `ours` or `theirs`, that does one piece of work."""
 
-    def __init__(self, side: str, work: str, checkpoint: Path, size: str, /, **options: Any):
+    def __init__(
+        self,
+        side: str,
+        work: str,
+        checkpoint: Path,
+        size: str,
+        /,
+        environment: Mapping[str, str] | None = None,
+        **options: Any,
+    ):
         """Start the process and do the work once.
 
         Args:
@@ -28,11 +38,16 @@ class Side:
           work: name of the function in the side's module that prepares the work.
           checkpoint: directory of the model.
           size: name in `SIZES`.
+          environment: variables of the process that differ from this one's.
           options: further arguments of that function.
         """
         started = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.sides", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "benchmarks.sides", side],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         self.first = self._ask(make=work, checkpoint=str(checkpoint), size=size, options=options)["value"]
         self.start_up_seconds = time.perf_counter() - started
