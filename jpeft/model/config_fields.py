@@ -54,11 +54,6 @@ def check_ends(ends: Sequence[Any], vocab_size: int, source: str) -> None:
     for end in ends:
         if type(end) is not int or not 0 <= end < vocab_size:
             raise UserError(
-                f"{source}: eos_token_id is {short(end)}; expected an integer from 0 to {vocab_size - 1:,}, or a list "
-                "of these."
+                f"{source}: eos_token_id is {shortened(end)}; expected an integer from 0 to {vocab_size - 1:,}, or "
+                "a list of these."
             )
-
-
-def short(value: Any) -> str:
-    """A field's value for error messages, shortened to 40 characters."""
-    return shortened(value, 40)

@@ -22,9 +22,9 @@ from jpeft.model.config_fields import (
     activation_called,
     check_ends,
     several_ends,
-    short,
 )
 from jpeft.model.rotary import RotaryScaling, read_scaling
+from jpeft.words import shortened
 
 _BLOOM_BIASES = ("q", "k", "v", "o", "up", "down")
 
@@ -182,7 +182,7 @@ class DecoderConfig(Ends):
                 raise UserError(f"{source}: {keys.get(name, 'rope_theta')} is {known[name]!r}; expected more than 0.")
         rates = [values[key] for key in _DROPOUTS[kind] if values.get(key) is not None]
         if not all(isinstance(rate, int | float) and 0 <= rate < 1 for rate in rates):
-            raise UserError(f"{source}: a dropout rate is {short(rates)}; expected at least 0 and less than 1.")
+            raise UserError(f"{source}: a dropout rate is {shortened(rates)}; expected at least 0 and less than 1.")
         known["dropout_rate"] = float(max(rates, default=0.0))
         floats = {name: float(known[name]) for name in ("norm_epsilon", "rotary_base") if name in known}
         return cls(**{"model_type": kind, **CHOICES[kind], **known, **floats})
@@ -291,7 +291,7 @@ def _check_range(
     value = known.get(name)
     if value is not None and (type(value) is not int or not least <= value <= most):
         key = keys.get(name, name)
-        raise UserError(f"{source}: {key} is {short(value)}; expected an integer from {least} to {most:,}.")
+        raise UserError(f"{source}: {key} is {shortened(value)}; expected an integer from {least} to {most:,}.")
 
 
 def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -321,7 +321,9 @@ def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any],
     if kind == "bloom":
         for key in ("apply_residual_connection_post_layernorm", "slow_but_exact"):
             if values.get(key):
-                raise UserError(f"{source}: {key} is {short(values[key])}, which jpeft does not have; expected false.")
+                raise UserError(
+                    f"{source}: {key} is {shortened(values[key])}, which jpeft does not have; expected false."
+                )
     own_keys = {"window": "window_size" if kind == "gpt_neo" else "sliding_window", "rotary_width": "rotary_dim"}
     for name in own_keys:
         _check_range(name, found, 1, MOST_WIDTH if name == "window" else width, own_keys, source)
@@ -338,21 +340,21 @@ def _rotary(values: Mapping[str, Any], max_positions: int, source: str) -> dict[
     """
     held = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(held, Mapping):
-        raise UserError(f"{source}: rope_parameters or rope_scaling is {short(held)}; expected an object.")
+        raise UserError(f"{source}: rope_parameters or rope_scaling is {shortened(held)}; expected an object.")
     for where in (held, values):
         if (share := where.get("partial_rotary_factor")) not in (None, 1):
             raise UserError(
-                f"{source}: partial_rotary_factor is {short(share)}, but jpeft rotates the whole head of this kind of "
+                f"{source}: partial_rotary_factor is {shortened(share)}, but jpeft rotates the whole head of this kind of "
                 "model; expected 1, or no such field."
             )
     base = held.get("rope_theta") or values.get("rope_theta") or 10000.0
     if isinstance(base, bool) or not isinstance(base, int | float):
-        raise UserError(f"{source}: rope_theta is {short(base)}; expected a number.")
+        raise UserError(f"{source}: rope_theta is {shortened(base)}; expected a number.")
     trained = "original_max_position_embeddings"
     held = {**held, trained: values.get(trained) or held.get(trained)}
     scaling = read_scaling(held, max_positions, source)
     if scaling and base <= 1:
-        raise UserError(f"{source}: rope_theta is {short(base)}; expected more than 1.")
+        raise UserError(f"{source}: rope_theta is {shortened(base)}; expected more than 1.")
     return {"rotary_base": float(base), "rotary_scaling": scaling}
 
 
@@ -360,7 +362,7 @@ def _activation(values: Mapping[str, Any], key: str, default: str, source: str) 
     asked = values.get(key) or default
     name = activation_called(asked) if isinstance(asked, str) else asked
     if name not in ACTIVATIONS:
-        raise UserError(f"{source}: {key} is {short(asked)}; expected one of {', '.join(ACTIVATIONS)}.")
+        raise UserError(f"{source}: {key} is {shortened(asked)}; expected one of {', '.join(ACTIVATIONS)}.")
     return name
 
 
@@ -377,7 +379,7 @@ def _window(kind: str, values: Mapping[str, Any], layers: int, source: str) -> d
         _check_range("max_window_layers", {"max_window_layers": first}, 0, MOST_WIDTH, {}, source)
         return {"window": window, "windowed": tuple(range(first, layers))}
     if not isinstance(kinds, list) or len(kinds) != layers:
-        raise UserError(f"{source}: layer_types is {short(kinds)}; expected a list of {layers}.")
+        raise UserError(f"{source}: layer_types is {shortened(kinds)}; expected a list of {layers}.")
     return {"window": window, "windowed": tuple(i for i, one in enumerate(kinds) if one == "sliding_attention")}
 
 
@@ -396,7 +398,9 @@ def _gpt_neo_layers(values: Mapping[str, Any], layers: int, source: str) -> list
     except (TypeError, ValueError):
         kinds = []
     if len(kinds) != layers or any(kind not in ("global", "local") for kind in kinds):
-        raise UserError(f"{source}: {key} is {short(types)}; expected 'global' or 'local' for each of {layers} layers.")
+        raise UserError(
+            f"{source}: {key} is {shortened(types)}; expected 'global' or 'local' for each of {layers} layers."
+        )
     return kinds
 
 

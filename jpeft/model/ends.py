@@ -6,7 +6,8 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.files import read_json_object
-from jpeft.model.config_fields import MOST_CONFIG_BYTES, short
+from jpeft.model.config_fields import MOST_CONFIG_BYTES
+from jpeft.words import shortened
 
 GENERATION_CONFIG = "generation_config.json"
 # Settings that change which tokens `generate()` of `transformers` takes, and their values that change nothing beside
@@ -41,10 +42,10 @@ def _start(file: Path, generation: Mapping[str, Any], values: Mapping[str, Any])
     if start is None:
         return {}
     if type(start) is not int:
-        raise UserError(f"{file}: decoder_start_token_id is {short(start)}; expected an integer.")
+        raise UserError(f"{file}: decoder_start_token_id is {shortened(start)}; expected an integer.")
     if own not in (None, start):
         raise UserError(
-            f"{file}: decoder_start_token_id is {short(start)}, and {short(own)} in config.json: answers would "
+            f"{file}: decoder_start_token_id is {shortened(start)}, and {shortened(own)} in config.json: answers would "
             "begin otherwise than in training; make them the same."
         )
     return {"decoder_start_token_id": start}
@@ -56,7 +57,7 @@ def _ends(file: Path, generation: Mapping[str, Any], values: Mapping[str, Any]) 
         return {}
     ends = list(ends) if isinstance(ends, list) else [ends]
     if (wrong := next((end for end in ends if type(end) is not int), None)) is not None:
-        raise UserError(f"{file}: eos_token_id holds {short(wrong)}; expected an integer, or a list of integers.")
+        raise UserError(f"{file}: eos_token_id holds {shortened(wrong)}; expected an integer, or a list of integers.")
     own = values.get("eos_token_id")
     if own in ends:
         ends = [own, *(end for end in ends if end != own)]
@@ -89,7 +90,7 @@ def settings_passed_over(directory: Path) -> str | None:
         return None
     generation = read_json_object(file, most_bytes=MOST_CONFIG_BYTES)
     asked = [
-        f"{key}={short(generation[key])}"
+        f"{key}={shortened(generation[key])}"
         for key, neutral in _DECODING.items()
         if generation.get(key) not in (None, [], {}, neutral)
     ]

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from jpeft.errors import UserError
-from jpeft.model.config_fields import MOST_WIDTH, short
+from jpeft.model.config_fields import MOST_WIDTH
+from jpeft.words import shortened
 
 SCALINGS = ("linear", "llama3", "yarn")
 
@@ -99,13 +100,15 @@ def read_scaling(values: Mapping[str, Any], max_positions: int, source: str) -> 
         return None
     if kind not in SCALINGS:
         known = ", ".join(("default", *SCALINGS))
-        raise UserError(f"{source}: rope_type is {short(kind)}, which jpeft does not have; expected one of {known}.")
+        raise UserError(
+            f"{source}: rope_type is {shortened(kind)}, which jpeft does not have; expected one of {known}."
+        )
 
     def number(key: str, least: float, default: float | None = None) -> float:
         value = default if values.get(key) is None else values[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST_WIDTH:
             raise UserError(
-                f"{source}: {key} of the rope_type {kind} is {short(value)}; expected a number from {least:g} to "
+                f"{source}: {key} of the rope_type {kind} is {shortened(value)}; expected a number from {least:g} to "
                 f"{MOST_WIDTH:,}."
             )
         return float(value)
@@ -129,5 +132,5 @@ def read_scaling(values: Mapping[str, Any], max_positions: int, source: str) -> 
     size = number("attention_factor", 0, growth[0] / growth[1] if both else 1 + 0.1 * math.log(factor))
     whole = values.get("truncate", True)
     if not isinstance(whole, bool):
-        raise UserError(f"{source}: truncate of the rope_type yarn is {short(whole)}; expected true or false.")
+        raise UserError(f"{source}: truncate of the rope_type yarn is {shortened(whole)}; expected true or false.")
     return RotaryScaling("yarn", factor, int(trained), slow, fast, whole, size)

@@ -16,8 +16,8 @@ from jpeft.model.config_fields import (
     activation_called,
     check_ends,
     several_ends,
-    short,
 )
+from jpeft.words import shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +129,15 @@ class T5Config(Ends):
         for name, (least, most) in _ranges(known.get("vocab_size", 0)).items():
             value = known.get(name, _DEFAULTS[name])
             if type(value) is not int or not least <= value <= most:
-                raise UserError(f"{source}: {name} is {short(value)}; expected an integer from {least} to {most:,}.")
+                raise UserError(
+                    f"{source}: {name} is {shortened(value)}; expected an integer from {least} to {most:,}."
+                )
         check_ends(known.get("other_eos_token_ids", ()), known["vocab_size"], source)
         if not 0 <= known.get("dropout_rate", 0) < 1:
-            shown = short(known["dropout_rate"])
+            shown = shortened(known["dropout_rate"])
             raise UserError(f"{source}: dropout_rate is {shown}; expected at least 0 and less than 1.")
         if not 0 < known.get("layer_norm_epsilon", 1) <= 1:
-            shown = short(known["layer_norm_epsilon"])
+            shown = shortened(known["layer_norm_epsilon"])
             raise UserError(f"{source}: layer_norm_epsilon is {shown}; expected more than 0 and at most 1.")
         floats: dict[str, Any] = {name: float(known[name]) for name in _FLOATS if name in known}
         config = cls(**known | floats)
@@ -214,12 +216,14 @@ def _feed_forward(values: Mapping[str, Any], family: str, source: str) -> dict[s
     asked = values.get("feed_forward_proj") or ("gated-gelu" if family == "mt5" else "relu")
     gate, _, name = asked.rpartition("-")
     if gate not in ("", "gated"):
-        raise UserError(f"{source}: feed_forward_proj is {short(asked)}; expected an activation, or gated-ACTIVATION.")
+        raise UserError(
+            f"{source}: feed_forward_proj is {shortened(asked)}; expected an activation, or gated-ACTIVATION."
+        )
     named = "gelu_new" if asked == "gated-gelu" else name
     activation = activation_called(values.get("dense_act_fn") or named)
     for what, function in (("feed_forward_proj", activation_called(named)), ("dense_act_fn", activation)):
         if function not in ACTIVATIONS:
-            raise UserError(f"{source}: {what} is {short(values[what])}; expected one of {', '.join(ACTIVATIONS)}.")
+            raise UserError(f"{source}: {what} is {shortened(values[what])}; expected one of {', '.join(ACTIVATIONS)}.")
     gated = values.get("is_gated_act")
     gated = bool(gate) if gated is None else gated
     projection = f"{'gated-' if gated else ''}{activation}".replace("gated-gelu_new", "gated-gelu")
