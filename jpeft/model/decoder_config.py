@@ -344,8 +344,8 @@ def _rotary(values: Mapping[str, Any], max_positions: int, source: str) -> dict[
     for where in (held, values):
         if (share := where.get("partial_rotary_factor")) not in (None, 1):
             raise UserError(
-                f"{source}: partial_rotary_factor is {shortened(share)}, but jpeft rotates the whole head of this kind of "
-                "model; expected 1, or no such field."
+                f"{source}: partial_rotary_factor is {shortened(share)}, but jpeft rotates the whole head of this kind "
+                "of model; expected 1, or no such field."
             )
     base = held.get("rope_theta") or values.get("rope_theta") or 10000.0
     if isinstance(base, bool) or not isinstance(base, int | float):
