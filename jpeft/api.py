@@ -326,7 +326,8 @@ def fit(
         tokens, without dropout. A batch is then a dict with `decoder_target_tokens`, int32 `[rows, length]`, and
         `decoder_loss_weights`, float32 of the same shape, 0 at padding; for a T5 also `encoder_input_tokens` and
         `decoder_input_tokens`; for a decoder-only model also `tokens` (each row's prompt followed by its answer) and
-        either `input_lengths` `[rows]` or, to train on every token, `segment_ids`, 1 at each token.
+        either `input_lengths` `[rows]` or, to train on every token, `segment_ids`, 1 at each token (not
+        with a soft prompt).
       learning_rate: of AdamW. None is the highest of the method's own default rates, or 1e-3 where no method is known.
       optimizer: replaces AdamW and `learning_rate`.
       method: whose default rates, rates of single leaves (LoRA+), penalty and work after each step (AdaLoRA) apply.

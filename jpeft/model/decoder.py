@@ -33,6 +33,7 @@ from jpeft.model.layers import (
     activated,
     dropout,
     lengths_of,
+    refuse_longer,
     split_key,
 )
 from jpeft.model.placement import placed
@@ -475,8 +476,8 @@ class Decoder(nnx.Module):
         slots += self._prefix_length()[0]
         if self.config.positions == "learned" and slots > self.config.max_positions:
             raise UserError(
-                f"{slots} tokens are more than the {self.config.max_positions} positions that this model has; lower "
-                "data.max_input_length or data.max_target_length."
+                f"{slots} tokens are more than the {self.config.max_positions} positions that this model has; make the "
+                "texts shorter (in a run, by data.max_input_length or data.max_target_length)."
             )
 
     def longest_input(self, answer_length: int) -> int | None:
@@ -530,12 +531,18 @@ class Decoder(nnx.Module):
             `jpeft.pretrain.next_token`, in which every slot may have a target and tokens attend only within their
             example.
           key: the random key for dropout; None disables it.
+
+        Raises:
+          UserError: a row has more slots than the model has learned positions, or a packed one a soft prompt.
         """
         tokens, targets = batch["tokens"], batch["decoder_target_tokens"].shape[1]
         if "segment_ids" in batch:
+            x, _ = self.decoder_input(self.embedded(tokens), batch["segment_ids"] > 0)
+            refuse_longer(x, tokens.shape[1], instead="with input_lengths in place of segment_ids")
+            self._refuse_length(x.shape[1])
             positions, own = within_segments(batch["segment_ids"])
             places = self.places(positions, positions, own)
-            return self.decoder(self.with_positions(self.embedded(tokens), positions), places, key)
+            return self.decoder(self.with_positions(x, positions), places, key)
         slots = jnp.arange(tokens.shape[1])
         shown = slots >= tokens.shape[1] - targets - batch["input_lengths"][:, None]
         return self.hidden(tokens, shown, key)[:, -targets - 1 : -1]

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jpeft.errors import UserError
 from jpeft.model.products import product
 
 # Added to the score of a masked key. Finite, so that a query whose keys are all masked does not become NaN.
@@ -166,3 +167,19 @@ def lengths_of(rows: Int[Array, "batch length"], padding_id: int) -> Int[Array, 
 def apart(queries: Int[Array, "batch q_len"], keys: Int[Array, "batch kv_len"]) -> Float[Array, "batch 1 q_len kv_len"]:
     """The additive score bias that masks other examples of a packed row; arguments are segment ids."""
     return jnp.where(queries[:, :, None] == keys[:, None, :], 0.0, MASKED)[:, None]
+
+
+def refuse_longer(x: Float[Array, "batch new_len d_model"], length: int, *, instead: str) -> None:
+    """Raise `UserError` if an adapter has lengthened packed rows, whose segment ids have no place for that.
+
+    Args:
+      x: the embedded input with what the adapter adds.
+      length: the number of tokens of a row.
+      instead: how a batch of the model is made that is not packed.
+    """
+    if x.shape[1] != length:
+        raise UserError(
+            f"a batch of packed rows of {length} tokens was given to a model with a soft prompt of "
+            f"{x.shape[1] - length}, which belongs before each example; give each a row of its own, {instead}, or "
+            "choose a method without a soft prompt."
+        )

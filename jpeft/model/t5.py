@@ -30,6 +30,7 @@ from jpeft.model.layers import (
     apart,
     dropout,
     lengths_of,
+    refuse_longer,
     split_key,
 )
 from jpeft.model.placement import placed
@@ -376,6 +377,7 @@ class T5(nnx.Module):
         mask_bias = jnp.where(mask, 0.0, MASKED)[:, None, None, :]
         bias = (self.encoder.relative_attention_bias.bias(x.shape[1], x.shape[1]), mask_bias)
         if segment_ids is not None:
+            refuse_longer(x, length, instead="without encoder_segment_ids and decoder_segment_ids")
             bias = (*bias, apart(segment_ids, segment_ids))
         return self.encoder(x, bias, key=key), (mask_bias,)
 
@@ -415,7 +417,10 @@ class T5(nnx.Module):
           key: the random key for dropout; None disables it.
           segment_ids: for packed rows, the index of the example of each position of the encoder and of the decoder;
             examples do not attend to each other. Relative positions are correct as they are, since distances within an
-            example do not change. Cannot be combined with a soft prompt.
+            example do not change.
+
+        Raises:
+          UserError: rows are packed, and the model has a soft prompt.
         """
         encoder_key, decoder_key = split_key(key, 2)
         encoder_segment_ids, decoder_segment_ids = (None, None) if segment_ids is None else segment_ids

@@ -279,6 +279,20 @@ def test_more_tokens_than_there_are_learned_positions_are_refused(models):
     model = models["gpt_neo"]
     with pytest.raises(UserError, match="65 tokens are more than the 64 positions"):
         jax.eval_shape(model, jax.ShapeDtypeStruct((1, 65), jnp.int32))
+    with pytest.raises(UserError, match="65 tokens are more than the 64 positions"):
+        jax.eval_shape(model.hidden_of, packed_rows(65))
+
+
+def test_packed_rows_are_refused_by_a_soft_prompt(models):
+    model, method = models["llama"], Prompt(prompt_length=3)
+    tuned = attach(model, method, select(model, method), jax.random.key(0))
+    with pytest.raises(UserError, match="rows of 9 tokens .* soft prompt of 3, .* input_lengths in place of segment"):
+        jax.eval_shape(tuned.hidden_of, packed_rows(9))
+
+
+def packed_rows(length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    ids = jax.ShapeDtypeStruct((2, length), jnp.int32)
+    return {"tokens": ids, "segment_ids": ids, "decoder_target_tokens": ids}
 
 
 @pytest.mark.parametrize("method", [None, Prompt(prompt_length=6), Prefix(prefix_length=5)])

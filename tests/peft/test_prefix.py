@@ -133,6 +133,17 @@ def test_packed_examples_all_see_the_prefix_and_none_another(key):
     np.testing.assert_allclose(packed.reshape(2, 3, -1), forward(model, inputs, targets), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", slow_but(("gpt_neo",), ["gpt_neo", "llama", "bloom"]))
+def test_packed_texts_all_see_the_prefix_and_none_another(kind, key):
+    model = filled(adapted(random_decoder(TINY_DECODERS[kind])), key)
+    texts = tokens_of(model.config, rows=2, length=6)
+    batch = {"tokens": texts.reshape(1, 12), "decoder_target_tokens": texts.reshape(1, 12)}
+    packed = jax.jit(lambda model, batch: model.hidden_of(batch))(
+        model, batch | {"segment_ids": jnp.arange(12)[None] // 6}
+    )
+    np.testing.assert_allclose(model.logits(packed).reshape(2, 6, -1), forward(model, texts), atol=2e-5)
+
+
 @pytest.mark.slow
 def test_a_network_makes_it_and_is_left_behind(key, tmp_path):
     """A plain prefix with the same outputs is saved, in PEFT's layout where PEFT has it."""

@@ -3,11 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jpeft.errors import UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.model.t5 import T5
+from jpeft.peft.attaching import attach
+from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import select
 from jpeft.pretrain.corruption import SpanCorruption
 from jpeft.pretrain.denoising import Denoising
 from jpeft.pretrain.packing import TokenPair, assign_rows
@@ -62,6 +67,13 @@ def test_examples_of_a_row_do_not_see_each_other(tiny_t5: T5):
     without_segments = as_arrays(packed([examples[:3], examples[3:]]))
     del without_segments["encoder_segment_ids"], without_segments["decoder_segment_ids"]
     assert abs(loss(tiny_t5, without_segments)[0] - together[0]) > 1e-2  # so that segments have an effect
+
+
+def test_packed_rows_are_refused_by_a_soft_prompt(tiny_t5: T5):
+    method = Prompt(prompt_length=3)
+    tuned = attach(tiny_t5, method, select(tiny_t5, method), jax.random.key(0))
+    with pytest.raises(UserError, match="rows of 24 tokens .* soft prompt of 3, .* without encoder_segment_ids and"):
+        jax.eval_shape(tuned.hidden_of, as_arrays(packed([some_examples(2)])))
 
 
 def as_arrays(batch: dict[str, np.ndarray]) -> dict:
