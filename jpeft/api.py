@@ -131,7 +131,10 @@ def attach(
     if where is not None and (isinstance(where, bytes) or not isinstance(where, str | Selection | Iterable)):
         raise UserError(f"where is {shortened(where)}; {_WHERE}.")
     if where is None or isinstance(where, str | Selection):
-        selection = Selection(pattern=where) if isinstance(where, str) else where or Selection()
+        if isinstance(where, str):
+            selection = Selection(pattern=where, called={"pattern": "where"})
+        else:
+            selection = where or Selection()
         chosen = select(model, method, selection)
         if isinstance(where, str):
             _warn_of_unknown_shapes(model, method, selection)

@@ -1,5 +1,6 @@
 """The table of methods by name, and lookups over it. `METHODS[name] = MyMethod` adds a method from outside."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -142,6 +143,9 @@ def ablation_of(model: nnx.Module, method: str, name: str, *, seed: int = 0) -> 
             f"ablation.name is {name!r}, which is for models with {missing}, and a {type(model).__name__} has none; "
             "choose another ablation."
         )
+    if selection.sublayers is not None:  # of those that it leaves, a decoder-only model has no cross-attention
+        present = {site.sublayer for site in sites(model)}
+        selection = dataclasses.replace(selection, sublayers=[part for part in selection.sublayers if part in present])
     return selection
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Collection, Mapping, Sequence
-from typing import cast
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from flax import nnx
 
@@ -24,6 +24,10 @@ class Selection:
       sublayers: parts of a block, such as `self_attention`, `cross_attention` or `feed_forward`.
       names: last parts of paths, such as `q` or `wi_1`.
       pattern: a regular expression that must match the whole path.
+      called: what messages call these conditions, by attribute, where their user knows them by other names.
+
+    Raises:
+      UserError: the pattern is no regular expression, or a string stands in the place of a collection.
     """
 
     stacks: Collection[str] | None = None
@@ -31,14 +35,23 @@ class Selection:
     sublayers: Collection[str] | None = None
     names: Collection[str] | None = None
     pattern: str | None = None
+    called: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
+        for attribute in ("stacks", "sublayers", "names"):
+            value = getattr(self, attribute)
+            if isinstance(value, str):
+                raise UserError(f"{self.call(attribute)} is {value!r}; expected several names, such as [{value!r}].")
         if self.pattern is not None:
             assert self._matcher  # compiled now, so that an invalid expression is reported early
 
     @functools.cached_property
     def _matcher(self) -> Pattern | None:
-        return None if self.pattern is None else Pattern(self.pattern, what="method.pattern")
+        return None if self.pattern is None else Pattern(self.pattern, what=self.call("pattern"))
+
+    def call(self, attribute: str) -> str:
+        """What messages call a condition."""
+        return self.called.get(attribute, attribute)
 
     def layers_of(self, stack: str | None) -> Collection[int] | None:
         """The indices of the selected blocks of a stack; None if all are."""
@@ -69,10 +82,11 @@ def select(model: nnx.Module, method: Method, selection: Selection = Selection()
       selection: conditions on the sites.
 
     Raises:
-      UserError: no site matches, a selected layer or name does not exist, or the method has default roles and the model
-        does not declare the roles of its parts.
+      UserError: no site matches, a selected stack, layer, sublayer or name does not exist, or the method has default
+        roles and the model does not declare the roles of its parts.
     """
-    candidates = [site for site in sites(model) if site.kind in method.kinds]
+    there = sites(model)
+    candidates = [site for site in there if site.kind in method.kinds]
     _require_layers(selection, candidates)
     replaces_default = selection.names is not None or selection.pattern is not None
     default = None if replaces_default else method.default_roles
@@ -86,13 +100,26 @@ def select(model: nnx.Module, method: Method, selection: Selection = Selection()
         chosen = method.default_sites(chosen)
     if not chosen:
         raise UserError(_nothing_matches(method, selection, candidates))
-    unknown = set(selection.names or ()) - {site.name for site in candidates}
-    if unknown:
-        raise UserError(
-            f"method.targets {sorted(unknown)} name no site that {method.name} can act on; "
-            f"there are: {', '.join(sorted({site.name for site in candidates}))}."
-        )
+    _require_known("stacks", selection.stacks, [site.stack for site in there], selection, "no stack of the model")
+    layers = cast(Mapping[str, Any], selection.layers) if isinstance(selection.layers, Mapping) else None
+    stacks = [site.stack for site in there if site.layer is not None]
+    _require_known("layers", layers, stacks, selection, "no stack of the model")
+    sublayers = [site.sublayer for site in there]
+    _require_known("sublayers", selection.sublayers, sublayers, selection, "no part of the model's blocks")
+    names = [site.name for site in candidates]
+    _require_known("names", selection.names, names, selection, f"no site that {method.name} can act on")
     return chosen
+
+
+def _require_known(
+    attribute: str, asked: Iterable[str] | None, there: Iterable[str | None], selection: Selection, what: str
+) -> None:
+    """Raises `UserError` if a condition names something that is not there, beside others that are."""
+    known = {name for name in there if name is not None}
+    unknown = set(asked or ()) - known
+    if unknown:
+        found = ", ".join(sorted(known))
+        raise UserError(f"{selection.call(attribute)} {sorted(map(str, unknown))} name {what}; there are: {found}.")
 
 
 def _require_layers(selection: Selection, candidates: Sequence[Site]) -> None:
@@ -102,10 +129,10 @@ def _require_layers(selection: Selection, candidates: Sequence[Site]) -> None:
         blocks = {site.layer for site in candidates if site.stack == stack and site.layer is not None}
         past = sorted(set(selection.layers_of(stack) or ()) - blocks)
         if past and blocks:
-            others = "" if selection.stacks is not None else ", or a single stack by method.stacks"
+            others = "" if selection.stacks is not None else f", or a single stack by {selection.call('stacks')}"
             raise UserError(
-                f"method.layers names block {past[0]}, and the {stack} has {len(blocks)}, 0 to {max(blocks)}; name "
-                f"existing blocks{others}."
+                f"{selection.call('layers')} names block {past[0]}, and the {stack} has {len(blocks)}, 0 to "
+                f"{max(blocks)}; name existing blocks{others}."
             )
 
 
@@ -115,7 +142,10 @@ def _nothing_matches(method: Method, selection: Selection, candidates: list[Site
         return (
             f"{method.name} acts on sites of the kind {kinds}, and the model has none (jpeft.sites lists what it has)."
         )
-    asked = {k: v for k, v in dataclasses.asdict(selection).items() if v is not None}
+    conditions = {
+        field.name: getattr(selection, field.name) for field in dataclasses.fields(selection) if field.compare
+    }
+    asked = {selection.call(name): value for name, value in conditions.items() if value is not None}
     message = f"the selection {asked} matches none of the {len(candidates)} sites that {method.name} can act on"
     if selection.pattern is not None:
         paths = [site.path for site in candidates]

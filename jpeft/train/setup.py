@@ -32,6 +32,13 @@ from jpeft.peft.sites import Site
 from jpeft.train.session import Session
 
 _REPORT_AFTER_SECONDS = 2.0
+# Of the conditions of a `Selection`.
+_CONFIG_KEYS = {
+    "stacks": "method.stacks",
+    "layers": "method.layers",
+    "names": "method.targets",
+    "pattern": "method.pattern",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +73,7 @@ def selection(run: Run, model: nnx.Module) -> Selection:
         layers=run.layer_indices(),
         names=run.targets(),
         pattern=run.method.pattern,
+        called=_CONFIG_KEYS,
     )
 
 

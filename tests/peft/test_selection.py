@@ -10,7 +10,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+import jpeft
 from jpeft.adapters.files import load_adapter, save_adapter
+from jpeft.config import MethodConfig, Run
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.model import layers
@@ -21,11 +23,12 @@ from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
-from jpeft.peft.methods import ablation, ablations, build
+from jpeft.peft.methods import ablation, ablation_of, ablations, build
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import sites
 from jpeft.peft.wrapping import is_adapted
+from jpeft.train import setup
 from tests.conftest import TINY, make_batch, random_t5, slow_but
 from tests.decoders import LLAMA, random_decoder
 
@@ -70,7 +73,11 @@ def test_names_reach_beyond_a_methods_defaults(tiny_t5):
 @pytest.mark.parametrize(
     ("layers", "stacks", "says"),
     [
-        ({"encoder": [0, 2], "decoder": [0]}, None, "names block 2, and the encoder has 2, 0 to 1.*method.stacks"),
+        (
+            {"encoder": [0, 2], "decoder": [0]},
+            None,
+            "names block 2, and the encoder has 2, 0 to 1.*single stack by stacks",
+        ),
         ({"encoder": [0], "decoder": [1, 7, 9]}, None, "names block 7, and the decoder has 2, 0 to 1"),
         ({"encoder": [5], "decoder": [5]}, ["decoder"], "names block 5, and the decoder has 2.*existing blocks\\.$"),
     ],
@@ -109,8 +116,47 @@ def test_a_selection_that_matches_nothing_says_what_there_is(tiny_t5, method, se
 
 
 def test_a_broken_pattern_is_refused():
-    with pytest.raises(UserError, match=r"method.pattern '\(' is not a regular expression"):
+    with pytest.raises(UserError, match=r"^pattern '\(' is not a regular expression"):
         Selection(pattern="(")
+
+
+@pytest.mark.parametrize(
+    ("model", "selection", "message"),
+    [
+        (LLAMA, {"layers": {"decoder": [0], "decodr": [1]}}, r"layers \['decodr'\] name no stack .*: decoder\.$"),
+        (LLAMA, {"stacks": ("decoder", "encoder")}, r"stacks \['encoder'\] name no stack of the model; .*: decoder\.$"),
+        (
+            TINY,
+            {"sublayers": ("self_attention", "feed_foward")},
+            r"sublayers \['feed_foward'\] .*blocks; there are: cross_attention, feed_forward, self_attention\.$",
+        ),
+        (TINY, {"stacks": "decoder"}, r"stacks is 'decoder'; expected several names, such as \['decoder'\]"),
+    ],
+)
+def test_a_condition_that_is_misspelled_in_part_is_refused(model, selection, message):
+    model = random_t5(TINY) if model is TINY else random_decoder(model)
+    with pytest.raises(UserError, match=message):
+        paths(model, Lora(), **selection)
+
+
+@pytest.mark.parametrize("name", ablations()["ia3"])
+def test_an_ablation_leaves_what_a_decoder_only_model_has_of_it(name):
+    model = random_decoder(LLAMA)
+    left = {site.sublayer for site in select(model, Ia3(), ablation_of(model, "ia3", name))}
+    wanted = {"drop_attention": {"feed_forward"}, "drop_dense": {"self_attention"}}
+    assert left == wanted.get(name, {"self_attention", "feed_forward"})
+
+
+def test_messages_call_the_conditions_as_their_user_does(tiny_t5):
+    with pytest.raises(UserError, match=r"^where '\(' is not a regular expression"):
+        jpeft.attach(tiny_t5, Lora(), where="(")
+    with pytest.raises(UserError, match=r"^the selection {'where': 'q'} matches none"):
+        jpeft.attach(tiny_t5, Lora(), where="q")
+    run = Run(method=MethodConfig(targets="q,querry"))
+    with pytest.raises(UserError, match=r"^method.targets \['querry'\] name no site"):
+        select(tiny_t5, Lora(), setup.selection(run, tiny_t5))
+    with pytest.raises(UserError, match=r"^names \['querry'\] name no site"):
+        select(tiny_t5, Lora(), Selection(names=("q", "querry")))
 
 
 def test_full_tuning_of_a_selection_trains_those_weights_alone(tiny_t5, key):
