@@ -13,7 +13,7 @@ from jpeft.arguments import require_module
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
 from jpeft.peft.method import Method
-from jpeft.peft.sites import Site, SiteModule, layer_stacks, site_modules
+from jpeft.peft.sites import Site, SiteModule, layer_stacks, layers_at, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.wrapping import is_adapted
 
@@ -39,8 +39,8 @@ def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array,
     for path, stack in layer_stacks(model):
         adapted: dict[int, set[str]] = {}
         for site in chosen:
-            if site.stack == path and site.layer is not None:
-                inner = site.path.removeprefix(f"{path}/layers/{site.layer}/")
+            if site.stack == (path or "layers") and site.layer is not None:
+                inner = site.path.removeprefix(f"{layers_at(path)}/{site.layer}/")
                 adapted.setdefault(site.layer, set()).add(inner)
         layers = range(1, sum(stack.layer_counts()))
         stack.cut([i for i in layers if adapted.get(i, set()) != adapted.get(i - 1, set())])

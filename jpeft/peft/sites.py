@@ -74,7 +74,7 @@ class Site:
     @property
     def any_layer(self) -> str:
         """The path with `*` for the index of the layer, so that it is the same for every layer of a stack."""
-        return re.sub(r"/layers/\d+/", "/layers/*/", self.path)
+        return re.sub(r"(^|/)layers/\d+/", r"\1layers/*/", self.path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def site_modules(model: nnx.Module) -> list[SiteModule]:
                 view = view_of(module, layers=count)
                 if view is not None:
                     layers = range(first, first + count)
-                    its_sites = (_site(f"{path}/layers/{layer}/{inner}", view, roles) for layer in layers)
+                    its_sites = (_site(f"{layers_at(path)}/{layer}/{inner}", view, roles) for layer in layers)
                     found.append(SiteModule(module, view, tuple(its_sites), in_stack=True))
     path, times = Counter(site.path for one in found for site in one.sites).most_common(1)[0] if found else ("", 0)
     if times > 1:
@@ -138,6 +138,11 @@ def layer_stacks(model: nnx.Module) -> list[tuple[str, LayerStack]]:
     for _ in _walk(model, stacks):
         pass
     return stacks
+
+
+def layers_at(path: str) -> str:
+    """What the paths of the layers of a `LayerStack` begin with; the stack at the empty path is the model itself."""
+    return f"{path}/layers" if path else "layers"
 
 
 def sites(model: nnx.Module) -> list[Site]:

@@ -31,6 +31,7 @@ from jpeft.peft.wrapping import is_adapted
 from jpeft.train import setup
 from tests.conftest import TINY, make_batch, random_t5, slow_but
 from tests.decoders import LLAMA, random_decoder
+from tests.peft.filled import filled
 
 
 def layers_of(method: str, name: str, config=TINY, *, seed: int = 0) -> dict[str, set[int]]:
@@ -320,6 +321,18 @@ def test_a_damaged_or_absent_adapter_is_one_line(tiny_t5, key, tmp_path):
     (tmp_path / "jpeft_adapter.json").write_text("{")
     with pytest.raises(RunFailed, match="is not valid JSON"):
         load_adapter(tmp_path, tiny_t5)
+
+
+def test_a_stack_is_a_model_like_others(key, tmp_path):
+    stack, method = random_decoder(LLAMA).decoder, Lora.official(rank=2)
+    chosen = select(stack, method, Selection(pattern="layers/[12]/.*/q"))
+    assert {site.any_layer for site in chosen} == {"layers/*/self_attention/q"}
+    tuned = filled(attach(stack, method, chosen, key), key)
+    assert tuned.layer_counts() == [1, 2]
+    save_adapter(tuned, method, chosen, tmp_path, base_name="tiny")
+    loaded, _, sites_ = load_adapter(tmp_path, stack)
+    assert sites_ == chosen
+    jax.tree.map(np.testing.assert_array_equal, split(loaded)[1], split(tuned)[1])
 
 
 def test_a_saved_adapter_loads_whatever_segments_it_was_trained_in(tiny_t5, key, tmp_path):
