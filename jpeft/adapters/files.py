@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, peft_unstored, read_peft
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, most_bytes_of, read_json_object, write_whole
-from jpeft.leaves import Part, fill, named_leaves, num_weights
+from jpeft.leaves import Part, fill, named_leaves, num_weights, stacked_leaves
 from jpeft.model.config_fields import MOST_CONFIG_BYTES
 from jpeft.model.family import save_model
 from jpeft.model.source import ADAPTER_FILES
@@ -121,11 +121,25 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
             config |= {"format_version": 2, "shared": shared}
     file = directory / _WEIGHTS[layout]
     with write_whole(file) as beside:
-        save_file({name: np.array(value, order="C") for name, value in tensors.items()}, beside, metadata)
+        save_file({name: _in_floats(name, value) for name, value in tensors.items()}, beside, metadata)
     with write_whole(directory / layout) as beside:
         beside.write_text(json.dumps({_BASE_KEY[layout]: base_name, **config}, indent=2) + "\n")
     _remove_adapters(directory, except_layout=layout)
     return file.stat().st_size
+
+
+def _in_floats(name: str, value: np.ndarray) -> np.ndarray:
+    """A leaf as files hold it; frozen booleans and whole numbers get their dtype back when they are loaded."""
+    value = np.array(value, order="C")
+    if jax.numpy.issubdtype(value.dtype, np.floating):
+        return value
+    wide = value.astype(np.float32)
+    if (wide.astype(value.dtype) != value).any():
+        raise UserError(
+            f"{name} holds {value.dtype} numbers that the floats of an adapter's file cannot hold; keep them below "
+            "2^24, or leave them out in `to_save` where attaching makes the same again."
+        )
+    return wide
 
 
 def _remove_adapters(directory: Path, *, except_layout: str | None) -> None:
@@ -227,6 +241,9 @@ def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], 
         return tensors[name][part]
 
     fill(adapted, Adapter, read, np.float32)
+    # A method may leave frozen leaves out of the file, where attaching makes the same ones again.
+    held = {leaf.path for leaf in stacked_leaves(adapted, Frozen) if not tensors.keys().isdisjoint(leaf.names)}
+    fill(adapted, nnx.All(Frozen, lambda path, _: path in held), read, None)
     read_under_other_name = {id(tensor) for name, tensor in tensors.items() if name not in unread}  # shared weights
     unread = {name for name in unread if id(tensors[name]) not in read_under_other_name}
     if unread:

@@ -8,7 +8,7 @@ class Adapter(nnx.Variable):
 
 
 class Frozen(nnx.Param):
-    """A leaf that a method adds and does not train; it belongs to the frozen tree."""
+    """A leaf that a method adds and does not train; it belongs to the frozen tree, and is saved with the adapter."""
 
 
 class AdapterRows(nnx.Variable):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,6 +20,7 @@ from jpeft.peft.attaching import attach, split
 from jpeft.peft.interchange import NUMBER, PeftLayout
 from jpeft.peft.methods import METHODS
 from jpeft.peft.selection import select
+from jpeft.peft.variables import Frozen
 from jpeft.train.step import make_accumulate, zero_sums
 from tests.conftest import TINY, make_batch
 from tests.own_method import RankOne
@@ -86,6 +88,62 @@ class PeftRankOne(RankOne, PeftLayout):
         for path, (_, tensors) in file.by_path().items():
             leaves |= {f"{path}/{leaf}": tensors[theirs] for leaf, theirs in cls.peft_leaves.items()}
         return cls(stddev=float(file.number("one_stddev", 0.1))), leaves, []
+
+
+class MaskedSite(nnx.Module):
+    """A bias of some outputs, drawn when it is made."""
+
+    def __init__(self, key, width: int):
+        self.masked_shift = jpeft.Adapter(jnp.zeros(width))
+        self.masked_size = Frozen(jax.random.uniform(key, (width,)))
+        self.masked_chosen = Frozen(jax.random.bernoulli(key, shape=(width,)))
+
+    def __call__(self, compute, x):
+        return compute(x) + jnp.where(self.masked_chosen[...], self.masked_size[...] * self.masked_shift[...], 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked(jpeft.AddedModules):
+    name: ClassVar[str] = "masked"
+
+    @property
+    def default_roles(self):
+        return ("q",)
+
+    def create(self, site, key, model):
+        return MaskedSite(key, site.d_out)
+
+
+class LeftOut(Masked):
+    """Its frozen leaves are not in the file."""
+
+    name: ClassVar[str] = "left_out"
+
+    def to_save(self, leaves):
+        return self, {name: value for name, value in leaves.items() if name.endswith("shift")}
+
+
+@pytest.mark.parametrize("cls", [Masked, LeftOut])
+def test_frozen_leaves_are_loaded_if_they_are_saved(cls, tiny_t5, key, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, cls.name, cls)
+    chosen = select(tiny_t5, cls())
+    tuned = filled(attach(tiny_t5, cls(), chosen, key), key)
+    save_adapter(tuned, cls(), chosen, tmp_path, base_name="tiny")
+    loaded, drawn = load_adapter(tmp_path, tiny_t5)[0], attach(tiny_t5, cls(), chosen, jax.random.key(0))
+    for kind, source in ((jpeft.Adapter, tuned), (Frozen, tuned if cls is Masked else drawn)):
+        jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded, kind), nnx.state(source, kind))
+    assert (
+        nnx.state(loaded, Frozen)["encoder"]["segments"][0]["self_attention"]["q"]["adapter"]["masked_chosen"].dtype
+        == bool
+    )
+
+
+def test_whole_numbers_that_floats_do_not_hold_are_not_saved(tiny_t5, key, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, Masked.name, Masked)
+    monkeypatch.setattr(jax.random, "bernoulli", lambda key, shape: jnp.full(shape, 2**24 + 1))
+    chosen = select(tiny_t5, Masked())
+    with pytest.raises(jpeft.UserError, match="masked_chosen holds int32 numbers .* below 2.24, or leave"):
+        save_adapter(attach(tiny_t5, Masked(), chosen, key), Masked(), chosen, tmp_path, base_name="tiny")
 
 
 class Doubled(jpeft.Lora):
