@@ -8,7 +8,8 @@ The axes of the mesh:
 
 Which maps of a model are a sublayer's first and which its second follows from their roles (`site_roles` of the family's
 network). The leaves of a PEFT method follow the weight of their site: dimensions that `model` shards there are sharded
-alike, all others are replicated (`Method.leaf_axes`). Optimizer state follows the leaf that it belongs to.
+alike, all others are replicated, as are leaves without an entry in `Method.leaf_axes`. Optimizer state follows the leaf
+that it belongs to.
 """
 
 import re
@@ -70,12 +71,16 @@ def leaf_name(path: Sequence[Any]) -> str:
 
     The name leaves out the stack, the segment, and whatever contains the model's tree, such as an optimizer's state.
     """
-    parts = [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
+    parts = _parts(path)
     if "segments" in parts:
         parts = parts[parts.index("segments") + 2 :]
     elif any(part in _ROOTS for part in parts):
         parts = parts[next(i for i, part in enumerate(parts) if part in _ROOTS) :]
     return "/".join(part for part in parts if part not in _OMITTED)
+
+
+def _parts(path: Sequence[Any]) -> list[str]:
+    return [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
 
 
 _ROOTS = frozenset(name for family in families() for name in family.modules)
@@ -90,7 +95,8 @@ def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
       shape: the leaf's global shape, including the `layers` axis if it is stacked.
 
     Raises:
-      LookupError: no rule matches. Leaves without a rule are an error so that none is replicated by oversight.
+      LookupError: no rule matches a weight of the base, none of which is to be replicated by oversight.
+      UserError: two methods declare different axes for one leaf name.
     """
     if any(getattr(part, "name", None) == BY_PART for part in path):
         whole = spec_of([part for part in path if getattr(part, "name", None) != BY_PART], shape[1:])
@@ -98,8 +104,10 @@ def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
     if not shape:
         return P()
     name = leaf_name(path)
-    spec = _spec_of_weight(name)  # compared with None, since an empty spec is falsy
+    is_added = "adapter" in _parts(path)  # such a leaf may have the name of a weight, and another shape
+    spec = None if is_added else _spec_of_weight(name)  # compared with None, since an empty spec is falsy
     spec = _spec_of_leaf(name) if spec is None else spec
+    spec = P() if spec is None and is_added else spec
     if spec is not None:
         return P(None, *spec) if is_stacked(tuple(path)) else spec
     raise LookupError(f"no sharding rule for {jax.tree_util.keystr(tuple(path))} ({name}) of shape {tuple(shape)}.")

@@ -65,7 +65,8 @@ class Method(abc.ABC):
       options: the config keys under `method.` that it has, each with the dataclass field that it sets.
       ablations: the ablations of the paper's Table 2, by name; each a `jpeft.peft.ablations.Ablation`.
       leaf_axes: for each leaf, the meaning of its dimensions: `in` or `out` for a dimension of the site's weight, None
-        for the leaf's own. On a mesh a leaf is sharded along the dimensions in which the site's weight is.
+        for the leaf's own. On a mesh a leaf is sharded along the dimensions in which the site's weight is; a leaf that
+        is not listed is replicated.
       sizes: options that are the size of a leaf's dimension, as `{"rank": ("lora_a", -1)}`. When an adapter is loaded
         they are checked against the file's tensors before memory is allocated for the sizes in its config.
       plans_by_steps: whether `after_step` depends on the total number of steps.

@@ -159,10 +159,19 @@ def stacks_of(model: nnx.Module) -> dict[str, int]:
 
 
 def leaf_axes() -> dict[str, tuple[str | None, ...]]:
-    """The `Method.leaf_axes` of all methods in one table, by leaf name."""
+    """The `Method.leaf_axes` of all methods in one table, by leaf name.
+
+    Raises:
+      UserError: two methods declare different axes for one name.
+    """
     axes: dict[str, tuple[str | None, ...]] = {}
+    declared_by: dict[str, str] = {}
     for method in METHODS.values():
         for leaf, own_axes in method.leaf_axes.items():
+            first = declared_by.setdefault(leaf, method.name)
             if axes.setdefault(leaf, own_axes) != own_axes:
-                raise AssertionError(f"{method.name} declares other axes for the leaf {leaf!r} than another method")
+                raise UserError(
+                    f"leaf_axes of {method.name} has {own_axes} for the leaf {leaf!r}, and that of {first} "
+                    f"{axes[leaf]}; give the leaf of one of them another name."
+                )
     return axes

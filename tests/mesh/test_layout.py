@@ -1,6 +1,7 @@
 """The sharding rules: every leaf has one, and an impossible mesh is rejected with the reason."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from jpeft.mesh.rules import leaf_name, spec_of
 from jpeft.model.family import family_with
 from jpeft.model.placement import placed
 from jpeft.peft.attaching import attach, split
+from jpeft.peft.method import AddedModules
 from jpeft.peft.methods import METHODS, build
 from jpeft.peft.selection import select
+from jpeft.peft.variables import Adapter
 from jpeft.pretrain.optimizer import RelativeOptimizer
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
@@ -79,6 +82,45 @@ def test_what_an_optimizer_sums_over_dimensions_is_whole():
 def test_a_leaf_that_nobody_thought_of_is_an_error():
     with pytest.raises(LookupError, match="no sharding rule for .*new_thing.*shape"):
         spec_of([jax.tree_util.DictKey("encoder"), jax.tree_util.DictKey("new_thing")], (3, 4))
+
+
+class Halves(nnx.Module):
+    def __init__(self, key, d_in: int, d_out: int):
+        self.kernel = Adapter(jax.random.normal(key, (d_in, 3)))  # of no weight's shape
+        self.half_out = Adapter(jnp.zeros((3, d_out)))
+
+    def __call__(self, compute, x):
+        return compute(x) + x @ self.kernel[...] @ self.half_out[...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Undeclared(AddedModules):
+    name: ClassVar[str] = "undeclared"
+
+    @property
+    def default_roles(self):
+        return ("q",)
+
+    def create(self, site, key, model):
+        return Halves(key, site.d_in, site.d_out)
+
+
+def test_leaves_of_a_method_without_leaf_axes_are_replicated(monkeypatch):
+    monkeypatch.setitem(METHODS, Undeclared.name, Undeclared)
+    layout = Layout.of_devices(fsdp=2, model=2)
+    _, state, sums = trees("undeclared", "paper")
+    shardings = jax.tree.leaves(layout.shardings((state, sums)))
+    assert shardings and not any(axis == "model" for sharding in shardings for axis in sharding.spec)
+
+
+def test_two_methods_with_other_axes_for_one_leaf_are_told(monkeypatch):
+    class Other(Undeclared):
+        name: ClassVar[str] = "other"
+        leaf_axes: ClassVar = {"lora_a": ("out", None)}
+
+    monkeypatch.setitem(METHODS, Other.name, Other)
+    with pytest.raises(UserError, match="of other has .'out', None. for the leaf 'lora_a', and that of lora .'in', No"):
+        Layout.of_devices().shardings(trees("lora", "paper")[1])
 
 
 def test_heads_widths_and_vocabulary_are_cut_and_the_optimizer_follows():
