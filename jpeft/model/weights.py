@@ -70,11 +70,15 @@ class Filling(Generic[Model]):
         if packed is not None and (quantization is None or quantization.kind != "none"):
             stored_forms = file_forms(model, packed, self.stored_name, self.source)
         forms = {} if quantization is None else chosen_forms(model, quantization)
+        # The form of a third of a fused map is not double where the file's is.
+        double = packed is not None and any(held.double for held in packed.maps.values())
         for path, form in stored_forms.items():
-            if path in forms and form.kind != forms[path].kind:
+            asked = None if path not in forms else Quantization(forms[path].kind, forms[path].double)
+            found = Quantization(form.kind, double and form.kind == "nf4")
+            if asked is not None and asked != found:
                 raise UserError(
-                    f"{self.source} is in {form.kind}, and {forms[path].kind} is asked for, to which it is not "
-                    "converted; give the original in 16 or 32 bits, or leave quantization open (auto)."
+                    f"{self.source} is in {found}, and {asked} is asked for, to which it is not converted; give the "
+                    "original in 16 or 32 bits, or leave quantization open (auto)."
                 )
         if stored_forms:  # of a quantised file's unquantised maps, only `kept_wide` may be quantised
             kept = getattr(type(model), "kept_wide", ())

@@ -1,5 +1,6 @@
 """Quantized checkpoints: saving and loading keeps the values; intact and damaged bitsandbytes files."""
 
+import dataclasses
 import json
 
 import jax
@@ -19,7 +20,7 @@ from jpeft.model.quantized import DYNAMIC, NF4, Quantization, is_quantized, quan
 from jpeft.model.stack import arrange
 from jpeft.peft.merging import merge
 from tests.conftest import make_batch, random_t5
-from tests.decoders import TINY_DECODERS, random_decoder
+from tests.decoders import TINY_DECODERS, one_layer, random_decoder
 from tests.model.test_quantized import KINDS, SMALL, filled, widened
 
 QUERY = "encoder.block.0.layer.0.SelfAttention.q"
@@ -85,6 +86,10 @@ def test_none_makes_a_file_in_few_bits_wide(kind, saved):
 def test_other_bits_than_the_files_are_not_made_of_them(saved):
     with pytest.raises(UserError, match="is in int8, and nf4 is asked for"):
         t5_weights.load(saved["int8"], quantization=Quantization("nf4"))
+    with pytest.raises(UserError, match="is in nf4, and nf4,double is asked for"):
+        t5_weights.load(saved["nf4"], quantization=KINDS["double"])
+    with pytest.raises(UserError, match="is in nf4,double, and nf4 is asked for"):
+        t5_weights.load(saved["double"], quantization=KINDS["nf4"])
 
 
 def by_definition(kernel: np.ndarray, name: str, kind: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -247,9 +252,10 @@ def test_other_four_bits_are_refused_by_name(saved, tmp_path):
         t5_weights.load(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["int8"])
+@pytest.mark.parametrize("kind", ["int8", "double"])
 def test_a_fused_map_in_few_bits_is_read_as_three_and_not_written(kind, tmp_path):
-    model = random_decoder(TINY_DECODERS["bloom"])
+    sizes = dict(d_model=64, d_ff=256, d_head=16, num_heads=4, num_kv_heads=4)  # nf4 has blocks of 64
+    model = random_decoder(one_layer(dataclasses.replace(TINY_DECODERS["bloom"], **sizes)))
     save_model(model, tmp_path / "wide")
     stored = load_file(tmp_path / "wide/model.safetensors")
     name = next(name for name in stored if name.endswith("h.0.self_attention.query_key_value.weight"))
@@ -259,14 +265,14 @@ def test_a_fused_map_in_few_bits_is_read_as_three_and_not_written(kind, tmp_path
         tensors, right = by_definition(stored.pop(f"{module}.weight"), module, kind)
         stored |= tensors
         numbers[f"{module}.weight"] = right.astype(np.float32)
-    (tmp_path / "int8").mkdir()
-    save_file(stored, tmp_path / "int8/model.safetensors")
-    (tmp_path / "int8/config.json").write_bytes((tmp_path / "wide/config.json").read_bytes())
+    (tmp_path / "few").mkdir()
+    save_file(stored, tmp_path / "few/model.safetensors")
+    (tmp_path / "few/config.json").write_bytes((tmp_path / "wide/config.json").read_bytes())
     save_file(
         {n: v for n, v in stored.items() if n.endswith(("weight", "bias"))} | numbers,
         tmp_path / "wide/model.safetensors",
     )
-    opened = load(tmp_path / "int8")
+    opened = load(tmp_path / "few", quantization=dataclasses.replace(KINDS[kind], wo=False))
     assert {name.split("/")[-2] for name in packed(opened)} == set("qkv")
     same(wide(opened), wide(load(tmp_path / "wide")), atol=1e-6)
     with pytest.raises(UserError, match="queries, keys and values fused in its files"):
