@@ -113,7 +113,8 @@ class Probe:
         if not _agree(self.merged, logits, 0.5):
             raise RunFailed(
                 f"the merged model as it was stored gives logits that differ by up to "
-                f"{_largest(self.merged, logits):.3g} from those of base and adapter; nothing is written."
+                f"{_largest(self.merged, logits):.3g} from those of the merged weights before they were stored; "
+                "nothing is written."
             )
         return Agreement(
             moved=_largest(self.base, self.adapted),

@@ -212,7 +212,8 @@ def test_what_was_written_is_held_against_base_and_adapter(run, tmp_path, capsys
 
     monkeypatch.setattr(t5_weights, "save", with_another_head)
     assert main(["merge", str(run), "--out", str(tmp_path / "merged"), "--json"]) == 1
-    assert "as it was stored" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "as it was stored gives" in told and "those of the merged weights before they were stored" in told
     assert not (tmp_path / "merged").exists()
 
 
