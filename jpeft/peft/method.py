@@ -143,7 +143,9 @@ class Method(abc.ABC):
             values whichever other sites are selected.
           model: the model that the module belongs to, for methods whose initial values depend on it.
           made: a dictionary shared by all calls for one model, in which a method can keep what its modules share, keyed
-            by the `id` of a variable of the base.
+            by the `id` of what that is made from, such as `model`. If the method trains the base (`trains_base`), the
+            keys are the `id`s of the variables that its leaves replace: `attach` then refuses a model that still holds
+            one of them, since a weight that several modules share would train in some of them only.
         """
 
     @property
