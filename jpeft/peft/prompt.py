@@ -103,11 +103,6 @@ class Prompt(AddedModules, PeftLayout):
         if self.init not in ("vocabulary", "uniform"):
             raise UserError(f"method.prompt_init is {self.init!r}; expected 'vocabulary' or 'uniform'.")
 
-    @classmethod
-    def official(cls, prompt_length: int = 100) -> "Prompt":
-        """Prompt tuning as recommended by its authors, initialised from the vocabulary."""
-        return cls(prompt_length=prompt_length, init="vocabulary")
-
     @property
     def default_roles(self) -> tuple[str, ...]:
         return ("input",)
@@ -127,11 +122,6 @@ class Prompt(AddedModules, PeftLayout):
     def flags(self) -> dict[str, Any]:
         init = {"prompt_init": self.init} if self.init != "vocabulary" else {}
         return {"prompt_length": self.prompt_length, **init}
-
-    @property
-    def reading(self) -> str:
-        # They are the same, except that `official` has no option `prompt_init`.
-        return "official" if self.init == "vocabulary" else "paper"
 
     # --- many adapters in one batch ---
 

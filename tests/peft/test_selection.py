@@ -273,8 +273,9 @@ def test_unknown_names_and_options_are_refused_with_what_there_is():
         build("ia3", options={"rank": 4})
     with pytest.raises(UserError, match="method.alpha is no option of vera; it has projection_seed, rank"):
         build("vera", options={"alpha": 4.0})
-    with pytest.raises(UserError, match="_init is no option of prompt with method.reading=official; it has"):
-        build("prompt", "official", {"prompt_init": "uniform"})
+    with pytest.raises(UserError, match="_init is no option of prefix with method.reading=official; it has"):
+        build("prefix", "official", {"prefix_init": "normal"})
+    assert build("prompt", "official", {"prompt_init": "uniform"}) == Prompt(init="uniform")
     with pytest.raises(UserError, match="rank of at least 1"):
         build("lora", options={"rank": 0})
 
