@@ -228,7 +228,7 @@ def pieces(
         command += ("-n", "1" if tiny else "4", "--junitxml={out}", *chosen)
         return Piece("parity", name, 240, command, read_junit, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"})
 
-    golden = (_GOLDEN[0], "-k", "tied_relu and row") if tiny else _GOLDEN
+    golden = (_GOLDEN[0], "-k", "tied_relu and padded_batch") if tiny else _GOLDEN
     found = [
         child("gradients", method, 240, "gradients", size="tiny" if tiny else "mini", method=method)
         for method in (methods if tiny else peft_methods.METHODS)
