@@ -91,6 +91,7 @@ ORIGINS = {
     "start": "the model of model.start differs from the one that it started from",
     "vocabulary": "the tokenizer of tokenizer.path differs from the one that it was run with",
 }
+METRIC_ORIGINS = ("metrics", "imported_by_metrics")  # of functions that are metrics of the user's own
 Origins = Callable[[], Mapping[str, str]]  # returns the fingerprints of what a run would read now
 
 
@@ -104,7 +105,7 @@ def what_differs(
     """Lists how the run in a directory differs from another run, one line each, as `typed_config.differences` does.
 
     Rows and the files of `ORIGINS` are compared by content. Other rows under the same path differ, and the same rows
-    under another path do not.
+    under another path do not. Nor do the metrics of a run that has not been tested, unless it follows one of them.
 
     Args:
       path: the directory.
@@ -115,8 +116,21 @@ def what_differs(
         names count.
       origins: likewise returns the fingerprints of what else the other run would read.
     """
-    others = other_origins(path, origins()) if origins is not None and has_work(path) else []
+    others = _origins_that_count(path, origins(), config) if origins is not None and has_work(path) else []
     return [*others, *_differs_by_config_or_rows(path, before, config, rows)]
+
+
+def _awaits_its_test(path: Path) -> bool:
+    """Whether the directory holds a run that goes on from a checkpoint, so that no metric has judged it yet."""
+    return has_checkpoint(path) and not (path / "result.json").exists()
+
+
+def _origins_that_count(path: Path, now: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
+    """`other_origins`, without those that a run which goes on may have changed: metrics that it does not follow."""
+    follows_own = ":" in str(config.get("train", {}).get("monitor"))
+    if _awaits_its_test(path) and not follows_own:
+        now = {name: digest for name, digest in now.items() if name not in METRIC_ORIGINS}
+    return other_origins(path, now)
 
 
 def other_origins(path: Path, now: Mapping[str, str]) -> list[str]:
@@ -138,9 +152,12 @@ def _differs_by_config_or_rows(
     path: Path, before: Mapping[str, Any], config: Mapping[str, Any], rows: Callable[[], str | None] | None
 ) -> list[str]:
     changed = differences(before, config)
+    if _awaits_its_test(path):
+        changed = [line for line in changed if not line.startswith("eval.metrics:")]
     moved = [line for line in changed if line.startswith(_ROWS_FROM)]
+    others = [line for line in changed if line not in moved]
     recorded = recorded_digest(path) if rows is not None and has_work(path) else None
-    if recorded is None or rows is None or len(moved) < len(changed):
+    if recorded is None or rows is None or (others and not moved):
         return changed
     try:
         now = rows()
@@ -149,8 +166,8 @@ def _differs_by_config_or_rows(
             raise
         return []  # a finished run no longer needs its rows
     if now is None:
-        return moved
-    return [] if now == recorded else [*moved, "the rows differ from those that it was run on"]
+        return changed
+    return others if now == recorded else [*changed, "the rows differ from those that it was run on"]
 
 
 def _only_longer(before: Mapping[str, Any], config: Mapping[str, Any], changed: Sequence[str]) -> bool:
@@ -349,7 +366,7 @@ class RunDirectory:
     def _check_content(self, data_digest: str | None, origins: Mapping[str, str]) -> None:
         if data_digest is not None and not (self.path / "splits.json").exists():
             raise RunFailed(f"{self.path} has lost its splits.json, which records the rows of the run; {_START_AGAIN}")
-        if others := other_origins(self.path, origins):
+        if others := _origins_that_count(self.path, origins, self._config):
             raise UserError(
                 f"{self.path} holds another run ({the_first(others)}); name another --workdir, or give --overwrite."
             )

@@ -20,7 +20,7 @@ from jpeft.data.sources import require_paths
 from jpeft.eval.evaluators import AnswersEvaluator, Evaluator, LossEvaluator
 from jpeft.eval.generate import Batching
 from jpeft.eval.labels import PackedLabels, answer_in_use
-from jpeft.eval.metrics import check_metrics, higher_is_better, own, require_metrics
+from jpeft.eval.metrics import check_metrics, higher_is_better, own, require_metrics, try_own
 from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import count, split
 from jpeft.run.directory import RunDirectory
@@ -163,6 +163,7 @@ def assemble(
             display.say(line)
     answer = answer_in_use(run.eval.answer, data.task)
     require_metrics(data.task, answer)
+    _try_metrics(run, data)
     monitor = _monitor(run, data, answer)
     answering_options = {
         "max_length": data.task.max_target_length,
@@ -237,6 +238,13 @@ def _check_names(run: Run) -> None:
     """Raises `UserError` for a metric function or a data path named in the config that does not exist."""
     own.load_all([*run.build_task().metrics, *filter(None, [monitored_metric(run.train.monitor)])])
     require_paths(run.data.source, run.data.path, run.data.mix)
+
+
+def _try_metrics(run: Run, data: Data) -> None:
+    """Raises `UserError` if a metric function of the user's fails on the rows that it will judge."""
+    try_own(data.task.metrics, data.task, data.examples["test"])
+    if (monitored := monitored_metric(run.train.monitor)) is not None:
+        try_own([*data.task.metrics, monitored], data.task, data.examples["validation"])
 
 
 def _prepare_data(run: Run, setup: Setup, session: Session, display: Display) -> tuple[Hashable, Data]:

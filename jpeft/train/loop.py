@@ -25,7 +25,7 @@ from jpeft.files import cache_directory
 from jpeft.model.family import compute_dtype
 from jpeft.process import prepare_process
 from jpeft.results import PausedRecord
-from jpeft.run.directory import PAUSE_FILE, RunDirectory, run_once
+from jpeft.run.directory import METRIC_ORIGINS, PAUSE_FILE, RunDirectory, run_once
 from jpeft.run.display import Display
 from jpeft.train import cautions
 from jpeft.train.assembly import Assembly, assemble
@@ -107,10 +107,12 @@ def _execute(
     with trainer.at_work() as restored:
         if restored:
             _report_resumption(assembly, trainer)
-        kept = trainer.progress.kept
-        if assembly.run.eval.zero_shot and kept.get("zero_shot") is None:
-            kept["zero_shot"] = answer_with_base(assembly, trainer, untuned)
-            trainer.save()
+        kept, judged_by = trainer.progress.kept, _judged_by(assembly)
+        if assembly.run.eval.zero_shot:
+            # A run that goes on may have other metrics than the base was judged by.
+            if kept.get("zero_shot") is None or kept.get("judged_by", judged_by) != judged_by:
+                kept["zero_shot"], kept["judged_by"] = answer_with_base(assembly, trainer, untuned), judged_by
+                trainer.save()
         del untuned  # full tuning donates its buffers in the first step
         with contextlib.nullcontext() if (meeting := assembly.meeting) is None else meeting.at_work():
             trainer.train(until=None if pause_after is None else pause_after * assembly.steps_per_epoch)
@@ -118,6 +120,11 @@ def _execute(
                 _pause(assembly, trainer)
             scored = answer_with_adapter(assembly, trainer)
     return write_outcome(assembly, trainer, scored, warnings)
+
+
+def _judged_by(assembly: Assembly) -> list[str | None]:
+    """The run's metrics, with the fingerprints of those that are functions of the user's."""
+    return [assembly.run.eval.metrics, *map(assembly.fingerprints.get, METRIC_ORIGINS)]
 
 
 def _begin(assembly: Assembly) -> None:

@@ -124,6 +124,18 @@ def test_the_same_rows_in_another_file_are_the_same_run(finished, tiny_checkpoin
     assert state(finished) == before
 
 
+def test_the_same_rows_in_another_file_can_be_trained_on_further(finished, tiny_checkpoint, rows, tmp_path, capsys):
+    longer, more = tmp_path / "longer", "--config.train.max_epochs=2"
+    shutil.copytree(finished, longer)
+    other = tmp_path / "elsewhere.jsonl"
+    other.write_text(rows.read_text().replace("World", "Planet", 1))
+    assert run_experiment([*flags(longer, tiny_checkpoint, other), more]) == 2
+    assert re.search("data.path.*the rows differ", capsys.readouterr().err)
+    other.write_text(rows.read_text())
+    assert run_experiment([*flags(longer, tiny_checkpoint, other), more]) == 0
+    assert json.loads((longer / "result.json").read_text())["epochs_run"] == 2
+
+
 def test_edited_rows_are_another_run(finished, tiny_checkpoint, rows, tmp_path, capsys):
     before = state(finished)
     edited = tmp_path / "edited.jsonl"
@@ -283,6 +295,66 @@ def test_an_edited_metric_is_another_wherever_its_code_is(tmp_path, monkeypatch)
     assert now() == before, "jpeft's own clone is no part of a metric"
     (tmp_path / "mine/scores.py").write_text("no Python (")
     assert now() != before
+
+
+def stopped_at_the_test(finished: Path, workdir: Path, **changed: dict) -> None:
+    """Copies a run as a metric leaves it that fails on the answers to the test."""
+    shutil.copytree(finished, workdir)
+    (workdir / "result.json").unlink()
+    config, splits = (json.loads((workdir / name).read_text()) for name in ("config.json", "splits.json"))
+    (workdir / "config.json").write_text(
+        json.dumps({name: section | changed.get(name, {}) for name, section in config.items()})
+    )
+    splits["origins"]["metrics"] = "0" * 64
+    (workdir / "splits.json").write_text(json.dumps(splits))
+
+
+@pytest.mark.parametrize("metrics", ["mended_metric:half", "accuracy", None])
+def test_a_run_that_no_metric_has_judged_goes_on_with_others(
+    metrics, finished, tiny_checkpoint, rows, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("mended_metric.py").write_text("half = lambda predictions, references: 0.5")
+    stopped_at_the_test(finished, Path("run"), eval={"metrics": "mended_metric:half"})
+    asked = [] if metrics is None else [f"--config.eval.metrics={metrics}"]
+    assert run_experiment([*flags(Path("run"), tiny_checkpoint, rows), *asked]) == 0
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["metric_name"] == (metrics or "accuracy") and result["epochs_run"] == 1
+    recorded = json.loads(Path("run/splits.json").read_text())["origins"].get("metrics")
+    assert recorded != "0" * 64 and (recorded is None) == (metrics != "mended_metric:half")
+
+
+def test_other_metrics_judge_the_untuned_base_as_well(tiny_checkpoint, rows, tmp_path):
+    call = [*flags(tmp_path / "run", tiny_checkpoint, rows), "--config.eval.zero_shot=True"]
+    assert run_experiment(call) == 0
+    (tmp_path / "run/result.json").unlink()
+    assert run_experiment([*call, "--config.eval.metrics=accuracy,macro_f1"]) == 0
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert "macro_f1" in result["zero_shot"] and result["zero_shot"].keys() == result["metrics"].keys()
+
+
+def test_a_run_that_follows_a_metric_of_ones_own_keeps_it(
+    finished, tiny_checkpoint, rows, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("followed_metric.py").write_text("half = lambda predictions, references: 0.5")
+    stopped_at_the_test(finished, Path("run"), train={"monitor": "validation/followed_metric:half"})
+    call = [*flags(Path("run"), tiny_checkpoint, rows), "--config.train.monitor=validation/followed_metric:half"]
+    assert run_experiment(call) == 2
+    assert "the file of a metric of your own differs" in capsys.readouterr().err
+
+
+def test_a_metric_that_fails_on_the_right_answers_is_refused_before_training(
+    tiny_checkpoint, rows, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("faulty_metric.py").write_text("def half(predictions, references):\n    return 1 / 0")
+    for key, value in (("eval.metrics", "accuracy,{}"), ("train.monitor", "validation/{}")):
+        asked = f"--config.{key}={value.format('faulty_metric:half')}"
+        assert run_experiment([*flags(Path("run"), tiny_checkpoint, rows), asked]) == 2
+        said = capsys.readouterr().err
+        assert "tried with the right answers, before any training: the metric 'faulty_metric:half' fails" in said
+        assert not has_work(Path("run"))
 
 
 def test_a_template_and_an_adapter_to_start_from_are_known_by_content(tmp_path):

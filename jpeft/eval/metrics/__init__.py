@@ -161,6 +161,20 @@ def reference_cautions(task: Task, examples: Sequence[Example], trained: Sequenc
     return list(dict.fromkeys(line for line in lines if line is not None))
 
 
+def try_own(names: Sequence[str], task: Task, examples: Sequence[Example]) -> None:
+    """Calls the user's functions among these metrics with the targets as answers, so that a faulty one shows at once.
+
+    Raises:
+      UserError: a function fails, or does not return finite numbers within its range.
+    """
+    answered = _answered(task, examples, [example.target for example in examples])
+    for name in dict.fromkeys(filter(own.is_own, names)):
+        try:
+            named(name).of(answered)
+        except UserError as error:
+            raise UserError(f"tried with the right answers, before any training: {error}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Judged:
     """The metrics of a split's answers.
