@@ -20,9 +20,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jpeft.errors import UserError
 from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, prefix_bias, prefix_length
 from jpeft.model.decoder_config import DecoderConfig
+from jpeft.model.language_model import TooLong
 from jpeft.model.layers import (
     MASKED,
     EmbeddedInput,
@@ -475,10 +475,7 @@ class Decoder(nnx.Module):
     def _refuse_length(self, slots: int) -> None:
         slots += self._prefix_length()[0]
         if self.config.positions == "learned" and slots > self.config.max_positions:
-            raise UserError(
-                f"{slots} tokens are more than the {self.config.max_positions} positions that this model has; make the "
-                "texts shorter (in a run, by data.max_input_length or data.max_target_length)."
-            )
+            raise TooLong(slots, self.config.max_positions)
 
     def longest_input(self, answer_length: int) -> int | None:
         """The largest number of prompt tokens before answers of `answer_length`; None if positions are unlimited."""

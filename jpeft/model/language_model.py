@@ -1,10 +1,38 @@
 """The interface of a language model of any family: hidden states for a loss, and step-by-step generation."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int, Key
 
+from jpeft.errors import UserError
+
 ArrayBatch = dict[str, Array]  # a batch from `Family.batch`, as JAX arrays
+
+
+class TooLong(UserError):
+    """The error of a text with more tokens than the model has learned positions.
+
+    Attributes:
+      tokens: the number of the text's tokens, padding included.
+      positions: the number of the model's positions.
+    """
+
+    def __init__(
+        self, tokens: int, positions: int, remedy: str = "lower data.max_input_length or data.max_target_length"
+    ):
+        super().__init__(f"{tokens:,} tokens are more than the {positions:,} positions that this model has; {remedy}.")
+        self.tokens, self.positions = tokens, positions
+
+
+@contextlib.contextmanager
+def advising(remedy: str) -> Iterator[None]:
+    """Replaces the advice of a `TooLong` that the block raises, for callers without the config keys of its default."""
+    try:
+        yield
+    except TooLong as error:
+        raise TooLong(error.tokens, error.positions, remedy) from None
 
 
 @runtime_checkable
@@ -45,7 +73,7 @@ class Decoding(Protocol):
 class LanguageModel(Protocol):
     """The methods that every family's network has; it is also an `nnx.Module`."""
 
-    config: Any  # has vocab_size, padding_id, eos_token_id and ends
+    config: Any  # has vocab_size, padding_id, eos_token_id, ends and context_length
 
     def hidden_of(self, batch: ArrayBatch, key: Key[Array, ""] | None = None) -> Float[Array, "batch length d_model"]:
         """The final hidden state at every position that has a target.

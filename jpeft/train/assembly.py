@@ -33,6 +33,7 @@ from jpeft.train.meeting import Meeting
 from jpeft.train.monitor import Monitor
 from jpeft.train.optimizer import AdamW
 from jpeft.train.origins import origins
+from jpeft.train.positions import require_positions
 from jpeft.train.programs import (
     AnsweringPrograms,
     Programs,
@@ -170,6 +171,11 @@ def assemble(
         "num_beams": run.eval.num_beams,
         "labels": _packed_labels(data, setup) if answer == "score" else None,
     }
+    positions = {
+        "labels": answering_options["labels"],
+        "follows_answers": monitored_metric(run.train.monitor) is not None,
+    }
+    require_positions(setup.model, data, **positions)
     graphdef, adapter, base = split(setup.model)
     adapter, base = layout.place(adapter), layout.place(base)
     optimizer = _optimizer(run, setup)
@@ -193,6 +199,7 @@ def assemble(
         resolved = resolve_auto(asked, fit, directory, report=display.say)
         if resolved.rows() != run.rows():
             data_key, data = _prepare_data(resolved, setup, session, display)
+            require_positions(setup.model, data, **positions)
         run, settled = resolved, fitting.settled(resolved)
         programs, graphdef = fit.programs(run.model.remat)
     if (meeting := _meeting(setup, session)) is not None:
