@@ -148,5 +148,15 @@ def _summarize(predicting, meter, output: Path | None) -> None:
             f"cut       {answering.cut:,} of them were longer than --max-input-length, and lost the end of their "
             "longest column"
         )
+    if answering.beyond:
+        meter.say(
+            f"long      {answering.beyond:,} of them have more than the {answering.context_length:,} tokens that the "
+            "model was trained for: it may answer them worse"
+        )
+    if answering.spelling:
+        meter.say(
+            f"special   {answering.spelling:,} of them spell a special token, such as "
+            f"{next(iter(answering.spelled))!r}; {answering.read_as_text}"
+        )
     if output is not None:
         meter.say(f"wrote     {output} ({counted(predicting.rows, 'answer')})")

@@ -5,7 +5,7 @@ Every function returns a list of lines, each about one kind of finding with its 
 
 import collections
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from jpeft.data.splits import Split, numbers_of
 from jpeft.data.tasks import Example, Task
 from jpeft.data.template import Template
 from jpeft.errors import UserError
+from jpeft.model.chat import NONE
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import alike, can_be_seen, is_missing
 from jpeft.words import counted, short
@@ -150,6 +151,22 @@ def cut_warnings(task: Task, tokens: Mapping[str, Tokens]) -> list[str]:
     return lines + _by_split(f"targets cut to {task.max_target_length} tokens", counts, "data.max_target_length")
 
 
+def context_warnings(tokens: Mapping[str, Tokens], context_length: int | None, note: str) -> list[str]:
+    """Warns about rows that are longer, with their targets, than the texts that the model was trained with.
+
+    Args:
+      context_length: of the model's config, in tokens; None if no length is new to it.
+      note: ends the line, after a semicolon.
+    """
+    if context_length is None:
+        return []
+    counts = {
+        split: (int(np.sum(part.lengths().sum(axis=1) > context_length)), len(part)) for split, part in tokens.items()
+    }
+    what = f"rows with more than the {context_length:,} tokens that the model was trained for, answer included"
+    return _by_split(what, counts, f"it may answer them worse{note}")
+
+
 def row_warnings(
     task: Task, examples: Mapping[str, Sequence[Example]], tokens: Mapping[str, Tokens], tokenizer: Tokenizer
 ) -> list[str]:
@@ -196,14 +213,34 @@ def _empty_input_warnings(examples: Mapping[str, Sequence[Example]]) -> list[str
 
 
 def _special_token_warnings(examples: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:
-    counts, example = {}, ""
+    counts, example, found = {}, "", set[str]()
     for split, part in examples.items():
-        rows = [row for row in part if tokenizer.special_names(f"{_texts_of(row)}\n{row.target}")]
+        names = [tokenizer.special_names(f"{_texts_of(row)}\n{row.target}") for row in part]
+        rows = [i for i, of_row in enumerate(names) if of_row]
         counts[split] = (len(rows), len(part))
+        found.update(*names)
         if rows and not example:
-            name = tokenizer.special_names(f"{_texts_of(rows[0])}\n{rows[0].target}")[0]
-            example = f"such as {name!r} in {rows[0].id}; they are read as text"
-    return _by_split("rows that spell a special token", counts, example)
+            example = f"such as {names[rows[0]][0]!r} in {part[rows[0]].id}"
+    return _by_split("rows that spell a special token", counts, f"{example}; {read_as_text(found, tokenizer)}")
+
+
+def read_as_text(names: Collection[str], tokenizer: Tokenizer) -> str:
+    """Says what becomes of special tokens that rows spell, and whether the model's chat template writes them as well.
+
+    Args:
+      names: of the tokens that any row spells.
+    """
+    wording = tokenizer.wording
+    if wording.chat_template in (None, NONE):
+        return "they are read as text"
+    written = {*wording.before, *wording.after, wording.end}
+    twice = [name for name in names if tokenizer.vocabulary.get(name) in written]
+    if not twice:
+        return "they are read as text"
+    return (
+        f"they are read as text, and the model's chat template writes {_listed(sorted(twice))} around each prompt "
+        "itself: leave a chat's markup out of the rows"
+    )
 
 
 def _unwritable_warnings(judged: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:

@@ -111,6 +111,14 @@ class DecoderConfig(Ends):
         return {"decoder": self.num_layers}
 
     @property
+    def context_length(self) -> int | None:
+        """The longest text that the model was trained with, in tokens; None if longer ones are its purpose (ALiBi).
+
+        Learned positions end there. Rotary ones go on, to angles that the model has never seen.
+        """
+        return None if self.positions == "alibi" else self.max_positions
+
+    @property
     def padding_id(self) -> int:
         """The id that fills up prompts and answers: none of the vocabulary, since a prompt may end with any token."""
         return NO_TOKEN

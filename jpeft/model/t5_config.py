@@ -61,6 +61,11 @@ class T5Config(Ends):
         return {"encoder": self.num_layers, "decoder": self.num_decoder_layers}
 
     @property
+    def context_length(self) -> int | None:
+        """None: beyond a distance all relative positions are alike, so that no length is new to the model."""
+        return None
+
+    @property
     def padding_id(self) -> int:
         """The id that fills up inputs and answers.
 

@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jpeft.data.prompts import PromptIds
+from jpeft.data.summary import read_as_text
 from jpeft.eval.generate import Batching, by_row, make_generate_scored
 from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
+from jpeft.model.language_model import advising
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import split
 from jpeft.predict.questions import Question, QuestionTokens
@@ -24,6 +27,9 @@ class Answering(abc.ABC):
     Attributes:
       answered: the number of rows answered so far.
       cut: how many of them had an input longer than `max_input_length`.
+      beyond: how many had more tokens than the model was trained for.
+      spelling: how many spell a special token.
+      spelled: the names of these tokens.
       program: the compiled program, with its compile time.
     """
 
@@ -38,6 +44,7 @@ class Answering(abc.ABC):
         batch_size: int,
         answer_length: int,
         key: str = "--max-input-length",
+        remedy: str,
     ):
         """Prepares answering; programs are compiled with the first batch of each shape.
 
@@ -46,13 +53,16 @@ class Answering(abc.ABC):
           batch_size: rows.
           answer_length: tokens of an answer, or of all labels together.
           key: the name of `max_input_length` in messages.
+          remedy: what the message advises if the model has too few positions.
         """
         self.graphdef, self._adapter, self._base = split(model)
         self._config, self._tokenizer = model.config, tokenizer
         self._tokens = QuestionTokens(tokenizer, max_input_length, key=key)
-        self._batch_size = batch_size
+        self._batch_size, self._remedy = batch_size, remedy
         self._shapes = [(length, 1) for length in lengths_up_to(max_input_length, model.longest_input(answer_length))]
-        self.answered = self.cut = 0
+        self.context_length: int | None = model.config.context_length
+        self.answered = self.cut = self.beyond = self.spelling = 0
+        self.spelled: dict[str, None] = {}
 
     def __call__(
         self, questions: Sequence[Question | str], *, on_batch: Callable[[int], None] = lambda rows: None
@@ -67,21 +77,35 @@ class Answering(abc.ABC):
         """
         asked = [Question.as_it_stands(each) if isinstance(each, str) else each for each in questions]
         encoded = self._tokens(asked)
-        results = by_row(
-            self.program,
-            self._adapter,
-            self._base,
-            [np.asarray(ids, np.int32) for ids in encoded.ids],
-            Batching(
-                shapes=self._shapes,
-                batch_size=min(self._batch_size, power_of_two(len(asked))),
-                padding_id=self._config.padding_id,
-                on_batch=on_batch,
-            ),
-        )
+        with advising(self._remedy):
+            results = by_row(
+                self.program,
+                self._adapter,
+                self._base,
+                [np.asarray(ids, np.int32) for ids in encoded.ids],
+                Batching(
+                    shapes=self._shapes,
+                    batch_size=min(self._batch_size, power_of_two(len(asked))),
+                    padding_id=self._config.padding_id,
+                    on_batch=on_batch,
+                ),
+            )
+        self._count(asked, encoded)
+        return self._answers(results)
+
+    def _count(self, asked: Sequence[Question], encoded: PromptIds) -> None:
         self.answered += len(asked)
         self.cut += encoded.num_cut
-        return self._answers(results)
+        if self.context_length is not None:
+            self.beyond += sum(len(ids) > self.context_length for ids in encoded.ids)
+        names = [self._tokenizer.special_names("\n".join(question.fields.values())) for question in asked]
+        self.spelling += sum(map(bool, names))
+        self.spelled |= dict.fromkeys(name for of_question in names for name in of_question)
+
+    @property
+    def read_as_text(self) -> str:
+        """Says what becomes of the special tokens that the questions spell."""
+        return read_as_text(self.spelled, self._tokenizer)
 
     @abc.abstractmethod
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
@@ -102,7 +126,9 @@ class Generating(Answering):
         **batching: Any,
     ):
         """Args: `made`: programs of earlier instances, reused for a model of the same structure."""
-        super().__init__(model, tokenizer, answer_length=max_output_length, **batching)
+        key = batching.get("key", "--max-input-length")
+        remedy = f"lower {key} or {key.replace('input', 'output')}"
+        super().__init__(model, tokenizer, answer_length=max_output_length, remedy=remedy, **batching)
         lengths = {"max_length": max_output_length, "num_beams": num_beams}
         make = lambda: Program(make_generate_scored(self.graphdef, **lengths))
         trees = (self._adapter, self._base)
@@ -124,7 +150,13 @@ class Choosing(Answering):
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, labels: Sequence[str], **batching: Any):
         self._labels = PackedLabels.of(labels, tokenizer, model.config)
-        super().__init__(model, tokenizer, answer_length=len(self._labels.targets), **batching)
+        super().__init__(
+            model,
+            tokenizer,
+            answer_length=len(self._labels.targets),
+            remedy="lower --max-input-length, or have the answers generated (--generate)",
+            **batching,
+        )
         self.program = Program(make_label_log_probs(self.graphdef, self._labels))
 
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:

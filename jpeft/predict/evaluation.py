@@ -11,7 +11,7 @@ import numpy as np
 from jpeft.config import ANSWERS
 from jpeft.data.batches import Tokens, tokenize_for
 from jpeft.data.sources import Columns, labels_are_secret, read_split
-from jpeft.data.summary import row_warnings
+from jpeft.data.summary import context_warnings, row_warnings
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import (
     TASKS,
@@ -31,6 +31,7 @@ from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.look_back import few_test_rows, look_back
 from jpeft.eval.metrics import METRICS, own, parse_metrics, reference_cautions, require_metrics, rouge_tokenizer
 from jpeft.model.family import compute_dtype
+from jpeft.model.language_model import advising
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.peft.attaching import split
 from jpeft.predict.answer_source import AnswerSource
@@ -300,7 +301,10 @@ def evaluate(
     quantization = Quantization.parse(test.quantization)
     model, tokenizer = test.source.load(compute_dtype(test.dtype), quantization, report=report)
     tokens = tokenize_for(task, made, tokenizer)
-    of_rows = row_warnings(task, {"rows": made}, {"rows": tokens}, tokenizer)
+    of_rows = [
+        *row_warnings(task, {"rows": made}, {"rows": tokens}, tokenizer),
+        *context_warnings({"rows": tokens}, model.config.context_length, ""),
+    ]
     config, (graphdef, adapter, base) = model.config, split(model)
     labels = PackedLabels.of(task.answers, tokenizer, config) if test.answer == "score" else None
     generate = Program(make_generate(graphdef, max_length=task.max_target_length, num_beams=test.num_beams))
@@ -308,22 +312,16 @@ def evaluate(
     longest = int(np.max(tokens.lengths()[:, 0]))
     most = model.longest_input(max(task.max_target_length, 0 if labels is None else len(labels.targets)))
     report(f"answers {len(made):,} rows")
-    given = answer_split(
-        generate,
-        score_labels,
-        adapter,
-        base,
-        tokens,
-        tokenizer,
-        labels,
-        Batching(
-            shapes=[(length, 1) for length in lengths_up_to(longest, most)],
-            batch_size=min(batch_size, power_of_two(len(made))),
-            padding_id=config.padding_id,
-            on_batch=on_rows,
-        ),
-        classes=task.answers,
+    batching = Batching(
+        shapes=[(length, 1) for length in lengths_up_to(longest, most)],
+        batch_size=min(batch_size, power_of_two(len(made))),
+        padding_id=config.padding_id,
+        on_batch=on_rows,
     )
+    with advising(f"answers take up to {task.max_target_length} of them: shorten the rows' texts"):
+        given = answer_split(
+            generate, score_labels, adapter, base, tokens, tokenizer, labels, batching, classes=task.answers
+        )
     answered = given.generated if given.chosen is None else given.chosen.texts
     scored = dataclasses.replace(given, generated=_marked(given.generated, unknown)).scored(task, made)
     return Evaluated(test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), of_rows)

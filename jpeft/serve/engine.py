@@ -15,6 +15,7 @@ from jpeft.data.task_file import TaskOfRun
 from jpeft.data.tasks import meant_by
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
+from jpeft.model.language_model import advising
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.method import Method
 from jpeft.predict.answer_source import task_of
@@ -353,11 +354,12 @@ class Engine:
         """
         for number, (batch_size, input_length, output_length) in enumerate(self.shapes):
             report(number, (batch_size, input_length, output_length))
-            if output_length is None:
-                self._label_log_probs([], batch_size, input_length)
-            else:
-                tokens = self._padded([], batch_size, input_length)
-                self.bank.generate(tokens, [None] * batch_size, max_length=output_length)
+            with advising("lower --input-lengths, --output-lengths or --label-tokens"):
+                if output_length is None:
+                    self._label_log_probs([], batch_size, input_length)
+                else:
+                    tokens = self._padded([], batch_size, input_length)
+                    self.bank.generate(tokens, [None] * batch_size, max_length=output_length)
         return self.bank.num_programs
 
     def fit_together(self, first: QueuedRow, row: QueuedRow) -> bool:

@@ -18,6 +18,7 @@ from jpeft.accelerators import unchecked_products
 from jpeft.config import Run, of_any_version
 from jpeft.data.identity import data_record, digest_now
 from jpeft.data.sources import source_in_use
+from jpeft.data.summary import context_warnings
 from jpeft.errors import Paused
 from jpeft.eval.look_back import few_test_rows
 from jpeft.eval.metrics import reference_cautions
@@ -165,6 +166,9 @@ def _warn(assembly: Assembly, trainer: Trainer) -> list[str]:
             batch_size=run.rows()[0],
             accumulation_steps=run.train.accumulation_steps,
             max_epochs=assembly.max_epochs,
+        ),
+        *context_warnings(
+            assembly.data.tokens, assembly.setup.model.config.context_length, "; data.max_input_length cuts them"
         ),
         unchecked_products(jax.default_backend(), os.environ.get("XLA_FLAGS", "")),
         *([] if assembly.meeting is not None else _check_first_step(assembly, trainer)),

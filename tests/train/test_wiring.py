@@ -9,7 +9,9 @@ from flax import nnx
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.eval.evaluators import AnswersEvaluator
+from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.train.session import Session
+from tests.decoders import LLAMA, one_layer, random_decoder
 from tests.train.scripted import run_scripted
 
 
@@ -54,6 +56,20 @@ def test_every_epoch_trains_every_row_once_in_an_order_of_its_own(do):
     assert by_epoch(do()) == epochs  # and the same again
     other = by_epoch(do(train__seed=1))
     assert sorted(other[0]) == sorted(epochs[0]) and other[0] != epochs[0]
+
+
+def test_rows_that_are_longer_than_the_model_knows_are_in_the_results_warnings(do, tiny_tokenizer, tmp_path):
+    model = tmp_path / "llama"
+    DECODER_FAMILY.save(random_decoder(one_layer(LLAMA)), model)
+    (model / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    long = lambda **keys: [
+        line
+        for line in do(model__name=str(model), train__max_epochs=1, **keys).result["warnings"]
+        if "rows with more than the 64 tokens that the model was trained for" in line
+    ]
+    [line] = long()
+    assert " train" in line and "data.max_input_length cuts them" in line
+    assert long(data__template="{text}", data__max_input_length=40, data__max_target_length=8) == []
 
 
 def test_each_micro_batch_is_told_its_step_and_place(do):
