@@ -175,6 +175,7 @@ def row_warnings(
     if task.target in Template.parse(task.template).columns:
         lines.append(f"the prompt shows the column of the answers, {task.target!r}: the metric will mean nothing")
     lines += _special_token_warnings(examples, tokenizer)
+    lines += _early_end_warnings(examples, tokens, tokenizer)
     if task.kind == "generation":
         lines += _unwritable_warnings({name: part for name, part in examples.items() if name != "train"}, tokenizer)
     return lines
@@ -243,15 +244,37 @@ def read_as_text(names: Collection[str], tokenizer: Tokenizer) -> str:
     )
 
 
+def _early_end_warnings(
+    examples: Mapping[str, Sequence[Example]], tokens: Mapping[str, Tokens], tokenizer: Tokenizer
+) -> list[str]:
+    """Warns about targets that contain a token at which the model stops, such as a line break in `eos_token_id`."""
+    counts, example = {}, ""
+    for split, part in tokens.items():
+        rows = [i for i, ids in enumerate(part.targets) if not tokenizer.ends.isdisjoint(ids[:-1].tolist())]
+        counts[split] = (len(rows), len(part))
+        if rows and not example:
+            row = examples[split][rows[0]]
+            ids = part.targets[rows[0]].tolist()
+            [written] = tokenizer.decode([ids[: next(i for i, id_ in enumerate(ids) if id_ in tokenizer.ends)]])
+            example = f"such as {row.id}: of {short(row.target)} an answer gives {short(written)} and ends"
+    note = f"{example}; take the token out of eos_token_id in generation_config.json or config.json, or the targets"
+    return _by_split("targets with a token at which the model stops", counts, note)
+
+
 def _unwritable_warnings(judged: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:
     """Warns about targets that no answer can equal, because the tokenizer normalises some of their characters.
 
-    Targets with unknown characters are left out: `_unknown_character_warnings` counts them.
+    Targets with unknown characters or with an end are left out: other warnings count them.
     """
     counts, example = {}, ""
     for split, part in judged.items():
-        written = tokenizer.round_trip([row.target for row in part])
-        changed = [(row, text) for row, text in zip(part, written, strict=True) if text.strip() != row.target.strip()]
+        ids = tokenizer.ids([row.target for row in part])
+        whole = [
+            (row, text)
+            for row, text, of_row in zip(part, tokenizer.decode(ids), ids, strict=True)
+            if tokenizer.ends.isdisjoint(of_row)
+        ]
+        changed = [(row, text) for row, text in whole if text.strip() != row.target.strip()]
         changed = [(row, text) for row, text in changed if not tokenizer.unknown_characters(row.target)]
         counts[split] = (len(changed), len(part))
         if changed and not example:

@@ -275,7 +275,8 @@ class Engine:
         labels = self._packed(task.chosen_from, tokenizer) if task.chosen_from else None
         notes = []
         if task.max_input_length > longest_input:
-            notes.append(f"its run took inputs of {task.max_input_length} tokens; here {longest_input} are taken.")
+            here = f"{longest_input} are taken, and longer ones refused"
+            notes.append(f"its run took inputs of {task.max_input_length} tokens; here {here}.")
         if labels is None and task.max_target_length > longest_output:
             notes.append(f"its run gave answers of {task.max_target_length} tokens; here {longest_output} are given.")
         if labels is None and task.num_beams > 1:

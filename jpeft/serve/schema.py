@@ -51,7 +51,8 @@ class HowAsked(BaseModel):
     answers: str = Field(description="`labels`: one is chosen. `text`: it is generated.")
     labels: list[str] | None
     max_input_tokens: int = Field(
-        description="The longest input; longer ones are cut, or refused where there is no template."
+        description="The longest input, the template's tokens included. Longer ones are cut, as in the adapter's run; "
+        "they are refused where there is no template, and where this server takes less than the run, as a note says."
     )
     max_output_tokens: int = Field(description="The longest generated answer, where a request does not say otherwise.")
     notes: list[str] = Field(description="Where answers may differ from those of the adapter's own run.")

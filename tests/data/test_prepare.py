@@ -16,6 +16,7 @@ from jpeft.eval.answering import as_labels
 from jpeft.model.source import PACKAGED
 from jpeft.model.tokenizer import Tokenizer
 from tests.conftest import TOPICS
+from tests.model.gguf_files import byte_level, write_chat_tokenizer
 
 DRAWN = "validation and test rows are drawn from the train split"  # said of a single file
 
@@ -529,6 +530,24 @@ def test_targets_that_the_vocabulary_writes_otherwise_are_said_where_they_are_ju
     _, lines = prepared("custom", path)  # a vocabulary without line breaks
     assert any(line.startswith("targets with characters that this vocabulary does not have") for line in lines)
     assert not any("writes otherwise" in line for line in lines)  # said once, by what is lost
+
+
+def test_targets_with_a_token_at_which_the_model_stops_are_said_as_that(prepared, tmp_path):
+    write_chat_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    line_break = byte_level().token_to_id("\u010a")
+    ends = {"eos_token_id": 2, "other_ends": (line_break,)}
+    tokenizer = Tokenizer.load(tmp_path, vocab_size=320, continues=True, **ends)
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", f"ship {i}\ntech {i % 7}") for i in range(40)])
+    _, lines = prepared("custom", path, tokenizer=tokenizer)
+    (said,) = (line for line in lines if line.startswith("targets with a token at which the model stops"))
+    assert re.search(
+        r": (\d+) of \1 train, (\d+) of \2 validation, (\d+) of \3 test \(such as train/\d+: of 'ship", said
+    )
+    assert re.search(r"an answer gives 'ship \d+' and ends; take the token out of eos_token_id", said)
+    assert not any("writes otherwise" in line for line in lines)
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", f"ship {i} tech {i % 7}") for i in range(40)])
+    assert not any("the model stops" in line for line in prepared("custom", path, tokenizer=tokenizer)[1])
 
 
 def test_one_column_cannot_be_the_text_and_its_answer(prepared, tmp_path):

@@ -320,6 +320,24 @@ def test_a_text_that_fits_no_shape_is_refused(started):
         engine.rows(["goal", "goal " * 40], "ia3")
 
 
+def test_where_a_server_takes_shorter_inputs_than_a_run_it_says_that_longer_ones_are_refused(
+    started, tiny_shelf, tmp_path
+):
+    engine, _ = started
+    shutil.copytree(tiny_shelf / "ia3", tmp_path / "long")
+    TaskOfRun(template="Is it {text}?", max_input_length=512, max_target_length=4).write(tmp_path / "long")
+    engine.load("long", tmp_path / "long")
+    try:
+        assert (
+            "its run took inputs of 512 tokens; here 16 are taken, and longer ones refused."
+            in engine.asking("long").notes
+        )
+        with pytest.raises(UserError, match="tokens; at most 16 are taken"):
+            engine.rows(["goal " * 40], "long")
+    finally:
+        engine.unload("long")
+
+
 def test_the_padded_shape_is_the_smallest_that_holds_the_rows():
     shapes = PaddedShapes((1, 4), (8, 32), (4, 16))
     assert shapes.of(QueuedRow([1] * 8, None, 4)) == (8, 4)
