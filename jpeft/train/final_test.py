@@ -6,8 +6,10 @@ from typing import Any
 from flax import nnx
 
 from jpeft.data.batches import eval_order
+from jpeft.errors import UserError
 from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
 from jpeft.eval.loss import mean_loss
+from jpeft.eval.metrics.own import is_own
 from jpeft.peft.attaching import split
 from jpeft.program import thread_compile_seconds
 from jpeft.run.processes import is_first
@@ -17,11 +19,23 @@ from jpeft.train.trainer import Trainer
 
 
 def answer_with_adapter(assembly: Assembly, trainer: Trainer) -> ScoredAnswers:
-    """Answers every test row with the best adapter, writes `predictions.jsonl` and returns the scored answers."""
+    """Answers every test row with the best adapter, writes `predictions.jsonl` and returns the scored answers.
+
+    Raises:
+      UserError: a metric function of the user's fails on the answers.
+    """
     best = assembly.layout.place(trainer.best)
     with trainer.timed("test"):
         answers = _answer_test_rows(assembly, trainer, "test", assembly.programs.answering, best, assembly.base)
-        return _score(assembly, "test", "predictions.jsonl", answers)
+        try:
+            return _score(assembly, "test", "predictions.jsonl", answers)
+        except UserError as error:
+            if is_own(assembly.monitor.name):  # it chose the best adapter, so the run cannot go on with another
+                raise
+            raise UserError(
+                f"{error} The training is kept: mend the metric or name others in eval.metrics, and give the command "
+                "again, which goes on at the test."
+            ) from error
 
 
 def answer_with_base(assembly: Assembly, trainer: Trainer, untuned: nnx.Module) -> dict[str, float]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from jpeft.cli import run_experiment
 from jpeft.config import DataConfig, EvalConfig, MethodConfig, Run
 from jpeft.errors import RunFailed, Stopped, UserError
+from jpeft.eval.metrics import own
 from jpeft.run.aside import Aside
 from jpeft.run.directory import ENTRIES, RunDirectory, has_work, other_origins, run_once
 from jpeft.run.stop import RunStopped
@@ -322,6 +324,25 @@ def test_a_run_that_no_metric_has_judged_goes_on_with_others(
     assert result["metric_name"] == (metrics or "accuracy") and result["epochs_run"] == 1
     recorded = json.loads(Path("run/splits.json").read_text())["origins"].get("metrics")
     assert recorded != "0" * 64 and (recorded is None) == (metrics != "mended_metric:half")
+
+
+def test_a_metric_that_fails_at_the_test_alone_is_mended_and_the_run_goes_on(
+    tiny_checkpoint, rows, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    file = Path("late_metric.py")
+    file.write_text("numbers = iter([0.5, float('nan')])\nhalf = lambda predictions, references: next(numbers)")
+    call = [*flags(Path("run"), tiny_checkpoint, rows), "--config.eval.metrics=late_metric:half"]
+    assert run_experiment(call) == 2
+    said = capsys.readouterr().err
+    assert "gave nan" in said and "the command again, which goes on at the test" in said and said.count("\n") == 1
+    trained = Path("run/metrics.jsonl").read_bytes()
+    file.write_text("half = lambda predictions, references: 0.25  # of another size, so that it is compiled anew")
+    monkeypatch.delitem(sys.modules, "late_metric")
+    monkeypatch.delitem(own._loaded, "late_metric:half")
+    assert run_experiment(call) == 0
+    assert json.loads(Path("run/result.json").read_text())["metric"] == 0.25
+    assert Path("run/metrics.jsonl").read_bytes() == trained
 
 
 def test_other_metrics_judge_the_untuned_base_as_well(tiny_checkpoint, rows, tmp_path):
