@@ -90,6 +90,13 @@ def test_padding_and_cutting_that_a_tokenizer_file_asks_for_are_not_done(backend
     assert short == [1]
 
 
+def test_a_vocabulary_that_asks_for_dropout_gives_the_same_tokens_each_time(tmp_path):
+    merges = [("a", "b"), ("ab", "ab")]
+    model = tokenizers.models.BPE({"</s>": 0, "a": 1, "b": 2, "ab": 3, "abab": 4}, merges, dropout=0.5)
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path, eos_token_id=0).ids(["abab" * 9] * 9) == [[4] * 9] * 9
+
+
 def test_a_directory_without_a_tokenizer_is_named_with_what_it_should_hold(tmp_path):
     with pytest.raises(UserError, match="has no tokenizer; expected tokenizer.json or spiece.model beside config.json"):
         Tokenizer.load(tmp_path, vocab_size=320)
