@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jpeft.data.template import Template
 from jpeft.errors import UserError
+from jpeft.model.chat import Place
 from jpeft.model.tokenizer import Tokenizer
 
 CUTTING = "the longest columns, at their ends"  # names the way of cutting in the key of cached tokens
@@ -23,6 +24,21 @@ class PromptIds:
     def num_cut(self) -> int:
         """The number of prompts that were cut."""
         return sum(self.cut)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Together:
+    """Parts of a prompt that are tokenised together: texts around the row's, of its template, and its columns.
+
+    Attributes:
+      parts: text and None, or "" and the name of a column.
+      place: of the whole in the prompt.
+      own: the indices of the template's parts.
+    """
+
+    parts: tuple[tuple[str, str | None], ...]
+    place: Place
+    own: range
 
 
 class PromptTokens:
@@ -58,6 +74,7 @@ class PromptTokens:
         self.template = Template.parse(template) if isinstance(template, str) else template
         self._tokenizer, self._max_length = tokenizer, max_length
         self._pieces = list(self._split_at_ids())
+        self._together = [piece for piece in self._pieces if isinstance(piece, _Together)]
         self._is_cut_at_end = (
             self.template.is_bare and not tokenizer.wording.before and len(tokenizer.wording.after) == 1
         )
@@ -91,8 +108,8 @@ class PromptTokens:
             return "</s>"
         return "what the chat template puts around it" if len(wording.after) else "what texts begin with"
 
-    def _split_at_ids(self):
-        """Yields lists of parts to be tokenised together, and between them single ids of special tokens."""
+    def _split_at_ids(self) -> Iterator[_Together | int]:
+        """Yields parts to be tokenised together, and between them single ids of special tokens."""
         sentinels = dict(zip(self._tokenizer.sentinel_names, self._tokenizer.sentinels, strict=True))
         wording = self._tokenizer.wording
         parts: list[tuple[str, str | None] | int] = []
@@ -106,48 +123,71 @@ class PromptTokens:
             for pieces in (wording.before, wording.after)
         )
         before, after = around
-        together: list[tuple[str, str | None]] = []
-        for part in (*before, *parts, *after):
-            if isinstance(part, int):
-                yield together
-                yield part
-                together = []
-            else:
-                together.append(part)
-        yield together
+        whole, own = [*before, *parts, *after], range(len(before), len(before) + len(parts))
+        ends = [-1, *(at for at, part in enumerate(whole) if isinstance(part, int)), len(whole)]
+        id_at = lambda at: whole[at] if 0 <= at < len(whole) else None
+        for left, right in itertools.pairwise(ends):
+            if left >= 0:
+                yield whole[left]
+            inside = range(max(left + 1, own.start) - left - 1, min(right, own.stop) - left - 1)
+            yield _Together(tuple(whole[left + 1 : right]), self._tokenizer.place(id_at(left), id_at(right)), inside)
 
-    def _texts(self, fields: Mapping[str, str]) -> list[str]:
-        lists = (parts for parts in self._pieces if isinstance(parts, list))
-        return ["".join(text if column is None else fields[column] for text, column in parts) for parts in lists]
+    def _filled(self, fields: Mapping[str, str]) -> list[list[tuple[str, int]]]:
+        """The text of each part that is tokenised with others, and how many characters its beginning lacks.
+
+        What a chat template strips from messages is stripped here.
+        """
+        filled = [
+            [(text if column is None else fields[column], 0) for text, column in each.parts] for each in self._together
+        ]
+        left, right = self._tokenizer.wording.prompt_strip
+        own = [(texts, i) for texts, each in zip(filled, self._together, strict=True) for i in each.own]
+        for texts, i in own:
+            text, _ = texts[i]
+            texts[i] = text.lstrip(left), len(text) - len(text.lstrip(left))
+            if texts[i][0]:
+                break
+        for texts, i in reversed(own):
+            text, gone = texts[i]
+            texts[i] = text.rstrip(right), gone
+            if texts[i][0]:
+                break
+        return filled
+
+    def _encoded(
+        self, rows: Sequence[Mapping[str, str]], encode: Callable[[list[str], Place], list[list[int]]]
+    ) -> Iterator[Iterator[list[int]]]:
+        """Yields for each row what `encode` makes of its texts that are tokenised together, in order."""
+        filled = [self._filled(fields) for fields in rows]
+        encoded = [
+            encode(["".join(text for text, _ in of_row[i]) for of_row in filled], each.place)
+            for i, each in enumerate(self._together)
+        ]
+        return map(iter, zip(*encoded, strict=True))
 
     def _whole(self, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
         """Tokenises prompts without cutting them."""
-        texts = [self._texts(fields) for fields in rows]
-        encoded = iter(self._tokenizer.ids([text for row in texts for text in row]))
         ids = []
-        for _ in rows:
+        for encoded in self._encoded(rows, self._tokenizer.ids):
             of_pieces = ([piece] if isinstance(piece, int) else next(encoded) for piece in self._pieces)
             ids.append([*itertools.chain.from_iterable(of_pieces)])
         return ids
 
     def _shorten(self, rows: Sequence[dict[str, str]]) -> None:
         """Removes text, at least one character, from the longest columns of rows whose prompts are too long."""
-        texts = [self._texts(fields) for fields in rows]
-        starts = iter(self._tokenizer.token_starts([text for row in texts for text in row]))
-        for fields in rows:
-            total, of_column = 0, {}
+        starts_of_rows = [[*each] for each in self._encoded(rows, self._tokenizer.token_starts)]
+        for fields, starts in zip(rows, starts_of_rows, strict=True):
+            total, of_column = sum(isinstance(piece, int) for piece in self._pieces), {}
             occurrences = dict.fromkeys(self.template.columns, 0)
-            for parts in self._pieces:
-                if isinstance(parts, int):
-                    total += 1
-                    continue
-                tokens, position = next(starts), 0
+            for each, texts, tokens in zip(self._together, self._filled(fields), starts, strict=True):
+                position = 0
                 total += len(tokens)
-                for text, column in parts:
-                    end = position + len(text if column is None else fields[column])
+                for (_, column), (text, gone) in zip(each.parts, texts, strict=True):
+                    end = position + len(text)
                     if column is not None:
                         occurrences[column] += 1
-                        of_column.setdefault(column, [start - position for start in tokens if position <= start < end])
+                        inside = [start - position + gone for start in tokens if position <= start < end]
+                        of_column.setdefault(column, inside)
                     position = end
             self._cut_to_level(fields, of_column, occurrences, total - self._max_length)
 
@@ -162,6 +202,9 @@ class PromptTokens:
           occurrences: by column, how often the template contains it.
         """
         longest = max(map(len, starts.values()))
+        if longest == 0:  # what makes the prompt long stands between texts that have no token
+            fields.update(dict.fromkeys(starts, ""))
+            return
         freed = lambda level: sum(occurrences[c] * max(0, len(at) - level) for c, at in starts.items())
         level = next(level for level in range(longest - 1, -1, -1) if freed(level) >= excess or level == 0)
         excess = min(excess, freed(level))

@@ -26,7 +26,7 @@ _MOST_SHOWN = 8  # labels in one line
 def check_labels(labels: Sequence[str], tokenizer: Tokenizer, max_target_length: int) -> None:
     """Raises `UserError` if the vocabulary cannot represent a label, or cannot tell two labels apart."""
     encoded = tokenizer.encode(labels, max_length=max_target_length).ids
-    whole = tokenizer.ids(labels)
+    whole = tokenizer.answers(labels)
     seen: dict[tuple[int, ...], int] = {}
     for i, (label, ids) in enumerate(zip(labels, encoded, strict=True)):
         before = seen.setdefault(tuple(ids), i)
@@ -36,7 +36,7 @@ def check_labels(labels: Sequence[str], tokenizer: Tokenizer, max_target_length:
             lost = "" if label == tokenizer.round_trip([label])[0] else _lost(tokenizer, label)
             reason = f"are the same tokens to this model{lost}; rename one"
         else:
-            longest = max(len(whole[before]), len(whole[i])) + 1
+            longest = max(len(whole[before]), len(whole[i]))
             cut = f"are the same in their first {max_target_length} tokens"
             reason = f"{cut}; set data.max_target_length to {longest} or more"
         raise UserError(f"the labels {short(labels[before])} and {short(label)} {reason}.")
@@ -116,10 +116,10 @@ def describe_labels(task: Task, training: Sequence[Example], tokenizer: Tokenize
         )
     if not task.is_custom:
         return lines
-    whole = tokenizer.ids(task.answers)
-    too_long = [label for label, ids in zip(task.answers, whole, strict=True) if len(ids) >= task.max_target_length]
+    whole = tokenizer.answers(task.answers)
+    too_long = [label for label, ids in zip(task.answers, whole, strict=True) if len(ids) > task.max_target_length]
     if too_long:
-        longest = max(map(len, whole)) + 1
+        longest = max(map(len, whole))
         lines.append(
             f"{counted(len(too_long), 'label')} cannot be answered in {task.max_target_length} tokens, such as "
             f"{short(too_long[0])}: generated, it is never right; data.max_target_length={longest} holds all"

@@ -13,18 +13,43 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from jpeft.errors import UserError
 from jpeft.files import read_text
-from jpeft.words import clipped, one_line
+from jpeft.words import clipped, one_line, short
 
 AUTO, NONE = "auto", "none"  # values of `data.chat_template`; any other value is the path of a file
 MOST_CHARACTERS = 100_000  # in a template; released models' have a few thousand
 _MOST_WRITTEN = 1_000_000  # characters
 _SECONDS, _MEGABYTES = 5, 1024
 _QUESTION, _ANSWER = "Qx7question7xQ", "Ax7answer7xA"  # placeholders that no template contains
+_WHITE = (" ", "\n", "\t")  # put around a placeholder, to see which of it a template strips
+_VARIED = " aB \n\n 1,\t'\" & <b> \\ {{ c }} \u00e9  "  # put between two placeholders, to see what else it changes
+
+Strip = tuple[str | None, str | None]  # arguments of `lstrip` and of `rstrip`: None for white space, "" for nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a text stands in a conversation, which decides its first and its last token.
+
+    Attributes:
+      follows: `nothing` for a text by itself, before which some tokenizers put a space; a special `token`; or `text`.
+      strips: whether its leading and its trailing white space belongs to the tokens before and after it.
+    """
+
+    follows: Literal["nothing", "token", "text"] = "nothing"
+    strips: tuple[bool, bool] = (False, False)
+
+    def stripped(self, text: str) -> str:
+        """The text without the white space that belongs to the tokens beside it."""
+        return stripped(text, (None if self.strips[0] else "", None if self.strips[1] else ""))
+
+
+ALONE = Place()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +62,8 @@ class Wording:
       lead: text that is tokenised together with the beginning of the answer, such as a space.
       end: the id of the token that ends an answer.
       chat_template: the template that these were taken from, or `none`; None for an encoder-decoder, which has none.
+      tail: white space that is tokenised together with the end of the answer.
+      prompt_strip, answer_strip: what the template strips from the messages.
     """
 
     before: tuple[str | int, ...] = ()
@@ -44,6 +71,14 @@ class Wording:
     lead: str = ""
     end: int = 1
     chat_template: str | None = None
+    tail: str = ""
+    prompt_strip: Strip = ("", "")
+    answer_strip: Strip = ("", "")
+
+
+def stripped(text: str, strip: Strip) -> str:
+    """The text without the characters of `strip` at its ends."""
+    return text.lstrip(strip[0]).rstrip(strip[1])
 
 
 def chat_template_of(choice: str, *, key: str = "data.chat_template") -> str:
@@ -80,7 +115,6 @@ def wording_of(
     names: Mapping[str, str],
     control: Mapping[str, int],
     end: int,
-    spaced: bool,
     source: str,
 ) -> Wording:
     """Find what a chat template writes around the user's message and the assistant's answer.
@@ -90,14 +124,13 @@ def wording_of(
       names: special tokens by role (`bos_token` and so on), which are variables of the template.
       control: ids of special tokens by name.
       end: the id of the token at which the model stops.
-      spaced: whether the tokenizer puts a space before a text by itself.
       source: the template's origin, for messages.
 
     Raises:
-      UserError: the template cannot be rendered, does not write each message exactly once, or ends an answer with
-        another token than `end`.
+      UserError: the template cannot be rendered, does not write each message exactly once and as it is (white space at
+        its ends may be stripped), writes text after an answer, or ends it with another token than `end`.
     """
-    prompt, whole = _rendered(template, tuple(sorted(names.items())), source)
+    prompt, whole, *probes = _rendered(template, tuple(sorted(names.items())), source)
     if prompt.count(_QUESTION) != 1 or whole.count(_QUESTION) != 1 or whole.count(_ANSWER) != 1:
         raise UserError(f"{source}: the chat template does not write each message once; {_OTHERWISE}.")
     before, _, after = prompt.partition(_QUESTION)
@@ -108,8 +141,8 @@ def wording_of(
     # Text that the template writes before every answer belongs to the prompt: the model need not generate it.
     own = written.rstrip(" ") if written.strip() else ""
     lead = written[len(own) :]
-    if spaced and lead.startswith(" "):
-        lead = lead[1:]
+    prompt_strip = _strip_of(_QUESTION, (before, after), probes[::2], source)
+    answer_strip = _strip_of(_ANSWER, (until_answer, rest), probes[1::2], source)
     after_prompt = _pieces(after + own, control)
     pieces = _pieces(rest, control)
     ends = [piece for piece in pieces if isinstance(piece, int)]
@@ -121,7 +154,13 @@ def wording_of(
             f"{source}: the chat template ends answers with {one_line(name)} ({ends[0]}), and the model stops at "
             f"{end}; correct eos_token_id in its config.json, or {_OTHERWISE}."
         )
-    return Wording(_pieces(before, control), after_prompt, lead, end, template)
+    tail = pieces[0] if isinstance(pieces[0], str) else ""
+    if tail.strip():
+        raise UserError(
+            f"{source}: the chat template writes {short(tail)} between an answer and its end token; expected white "
+            f"space at most; {_OTHERWISE}."
+        )
+    return Wording(_pieces(before, control), after_prompt, lead, end, template, tail, prompt_strip, answer_strip)
 
 
 def end_of(template: str, *, names: Mapping[str, str], control: Mapping[str, int], source: str) -> int | None:
@@ -130,7 +169,7 @@ def end_of(template: str, *, names: Mapping[str, str], control: Mapping[str, int
     Raises:
       UserError: the template cannot be rendered.
     """
-    _, whole = _rendered(template, tuple(sorted(names.items())), source)
+    _, whole, *_ = _rendered(template, tuple(sorted(names.items())), source)
     pieces = _pieces(whole.partition(_ANSWER)[2], control)
     return next((piece for piece in pieces if isinstance(piece, int)), None)
 
@@ -147,21 +186,71 @@ def _pieces(text: str, control: Mapping[str, int]) -> tuple[str | int, ...]:
     return tuple(control.get(part, part) for part in parts if part)
 
 
+def _probes(placeholder: str) -> list[str]:
+    return [*(f"{white}{placeholder}{white}" for white in _WHITE), f"{placeholder}{_VARIED}{placeholder}"]
+
+
+def _strip_of(placeholder: str, around: tuple[str, str], texts: Sequence[str], source: str) -> Strip:
+    """Find what a template strips from a message, by the rendered `_probes`.
+
+    Args:
+      around: what the template writes before and after the message.
+      texts: the rendered probes.
+
+    Raises:
+      UserError: the template changes the message in another way.
+    """
+    left, right = set[str](), set[str]()
+    *of_white, varied = texts
+    for white, text in zip(_WHITE, of_white, strict=True):
+        before, _, after = text.partition(placeholder)
+        for found, piece, kept, bare in (
+            (left, before, around[0] + white, around[0]),
+            (right, after, white + around[1], around[1]),
+        ):
+            if piece == bare:
+                found.add(white)
+            elif piece != kept:
+                raise UserError(_changes(white, source))
+    if varied != around[0] + _probes(placeholder)[-1] + around[1]:
+        raise UserError(_changes(_VARIED, source))
+    as_argument = lambda found: None if len(found) == len(_WHITE) else "".join(sorted(found))
+    return as_argument(left), as_argument(right)
+
+
+def _changes(text: str, source: str) -> str:
+    return (
+        f"{source}: the chat template changes messages, such as one with {short(text)}; expected one that strips white "
+        f"space at most; {_OTHERWISE}."
+    )
+
+
 @functools.lru_cache(maxsize=16)
-def _rendered(template: str, names: tuple[tuple[str, str], ...], source: str) -> tuple[str, str]:
-    """Render a chat up to the generation prompt, and the same chat with its answer, both with placeholder messages."""
+def _rendered(template: str, names: tuple[tuple[str, str], ...], source: str) -> tuple[str, ...]:
+    """Render a chat with placeholder messages.
+
+    Returns:
+      The chat up to the generation prompt; the same chat with its answer; and again in turn for each of `_probes`, the
+      first with the question replaced by it, the second with the answer.
+    """
     if len(template) > MOST_CHARACTERS:
         raise UserError(f"{source}: the chat template has {len(template):,} characters; {MOST_CHARACTERS:,} at most.")
-    user, assistant = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
+    user = lambda content: {"role": "user", "content": content}
+    assistant = lambda content: {"role": "assistant", "content": content}
+    chats = [
+        *([user(_QUESTION)], [user(_QUESTION), assistant(_ANSWER)]),
+        *(
+            chat
+            for question, answer in zip(_probes(_QUESTION), _probes(_ANSWER), strict=True)
+            for chat in ([user(question)], [user(_QUESTION), assistant(answer)])
+        ),
+    ]
     # `enable_thinking` switches off the reasoning that some models write before the answer.
     common = {**dict(names), "tools": None, "documents": None, "enable_thinking": False}
     request = {
         "template": template,
         "names": common,
-        "conversations": [
-            {"messages": [user], "add_generation_prompt": True},
-            {"messages": [user, assistant], "add_generation_prompt": False},
-        ],
+        "conversations": [{"messages": chat, "add_generation_prompt": len(chat) == 1} for chat in chats],
         "seconds": _SECONDS,
         "megabytes": _MEGABYTES,
         "most": _MOST_WRITTEN,
@@ -183,5 +272,4 @@ def _rendered(template: str, names: tuple[tuple[str, str], ...], source: str) ->
     if "texts" not in reply:
         reason = clipped(str(reply["error"]).partition("\n")[0], 200)
         raise UserError(f"{source}: the chat template cannot be rendered ({reason}); {_OTHERWISE}.")
-    prompt, whole = reply["texts"]
-    return prompt, whole
+    return tuple(reply["texts"])

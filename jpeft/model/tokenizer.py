@@ -18,7 +18,7 @@ import tokenizers
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, read_text, write_whole
 from jpeft.model import chat
-from jpeft.model.chat import Wording
+from jpeft.model.chat import ALONE, Place, Wording
 from jpeft.model.gguf import is_gguf, open_gguf
 from jpeft.trouble import first_line
 from jpeft.words import short, the_first, why_not_utf8
@@ -39,6 +39,7 @@ _MOST_GROWTH = 10_000  # characters that a tokenizer's rules may make of one; T5
 _ROLES = ("pad_token", "eos_token", "bos_token", "unk_token", "mask_token")  # keys of tokenizer_config.json
 _CONTROL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")  # control tokens by name, for files without such keys
 _SAVE_AGAIN = "load the tokenizer by transformers and save it again, which writes all of it into tokenizer.json"
+_SCHEMES = {"always": "each text", "first": "the first text alone", "never": "no text"}  # `prepend_scheme`s, in words
 _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
 
@@ -77,7 +78,7 @@ class Tokenizer:
         model = described["model"]  # other kinds without an unknown token raise an error, or lose a whole word
         affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
         self._may_leave_out = model["type"] == "BPE" and not affixes
-        added = backend.get_added_tokens_decoder()
+        self._added = added = backend.get_added_tokens_decoder()
         ids = {*self.ends, *(added.keys() & special_ids), self._unknown}
         ids |= {_named(backend, self._settings, role) for role in _ROLES}
         if continues and (pad := _named(backend, self._settings, "pad_token")) not in added:
@@ -91,6 +92,8 @@ class Tokenizer:
         self._names = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) or r"(?!)")
         self._silent = frozenset(self._control.values())
         self._backend = _reading_text_as_text(described, self._control)
+        self._rules = {name: described[name] for name in ("normalizer", "pre_tokenizer")}
+        self._reading = {"nothing": self._backend}  # backends by `Place.follows`
 
     @classmethod
     def load(
@@ -160,7 +163,7 @@ class Tokenizer:
                 "out."
             )
         other = copy.copy(self)
-        for made in ("wording", "fingerprint"):
+        for made in ("wording", "fingerprint", "chat_tokens", "_place_of_answers"):
             other.__dict__.pop(made, None)
         other._chat = chosen
         return other
@@ -172,13 +175,12 @@ class Tokenizer:
         if not self._continues:
             return Wording(after=(eos,), end=eos)
         template = self._settings.get("chat_template") if self._chat == chat.AUTO else self._chat
-        with self._working():
-            bare = self._backend.encode("a", add_special_tokens=False)
-            begun = self._backend.encode("a", add_special_tokens=True).ids
-        spaced = bare.tokens[0][:1] in ("\u2581", "\u0120")
         if not isinstance(template, str) or template == chat.NONE:
-            begin = tuple(begun[: begun.index(bare.ids[0])]) if bare.ids[0] in begun else ()
-            return Wording(before=begin, lead="" if spaced else " ", end=eos, chat_template=chat.NONE)
+            with self._working():
+                first = self._backend.encode("a", add_special_tokens=False).ids[0]
+                begun = self._backend.encode("a", add_special_tokens=True).ids
+            begin = tuple(begun[: begun.index(first)]) if first in begun else ()
+            return Wording(before=begin, lead="" if self._adds_space else " ", end=eos, chat_template=chat.NONE)
         source = str(self._directory) if self._chat == chat.AUTO else "data.chat_template"
         names, control = self._roles(), self._control
         end = chat.end_of(template, names=names, control=control, source=source)
@@ -187,9 +189,42 @@ class Tokenizer:
             names=names,
             control=control,
             end=end if end is not None and end in self.ends else eos,
-            spaced=spaced,
             source=source,
         )
+
+    @functools.cached_property
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before a text by itself."""
+        with self._working():
+            return self._backend.encode("a", add_special_tokens=False).tokens[0][:1] in ("\u2581", "\u0120")
+
+    def place(self, before: int | None, after: int | None) -> Place:
+        """The place of a text between two special tokens of the chat template; None for no token."""
+        if self.wording.chat_template in (None, chat.NONE):
+            return ALONE
+        strips = (self._takes_space(before)[1], self._takes_space(after)[0])
+        return Place("nothing" if before is None else "token", strips)
+
+    def _takes_space(self, id_: int | None) -> tuple[bool, bool]:
+        """Whether white space before an added token belongs to it, and white space after it."""
+        token = None if id_ is None else self._added.get(id_)
+        return (False, False) if token is None else (token.lstrip, token.rstrip)
+
+    @functools.cached_property
+    def _place_of_answers(self) -> Place:
+        wording = self.wording
+        if wording.chat_template in (None, chat.NONE):
+            return ALONE
+        *others, last = wording.after or ("",)
+        if isinstance(last, str):
+            token = others[-1] if others and isinstance(others[-1], int) else None
+            # The text may consist of white space that the token takes, or end with a token that is not special.
+            last = next(reversed(self.ids([last], self.place(token, None))[0]), token)
+            follows = "token" if last is not None and (last in self._added or last == token) else "text"
+        else:
+            follows = "token"
+        strips = (follows == "token" and self._takes_space(last)[1], self._takes_space(wording.end)[0])
+        return Place(follows, strips)
 
     def _roles(self) -> dict[str, str]:
         """Special tokens by role, the variables of chat templates."""
@@ -204,8 +239,31 @@ class Tokenizer:
         # the normaliser, the post-processor and added tokens.
         made_of = [self._described, self.eos_token_id, tokenizers.__version__, "text is text", sorted(self._control)]
         if self._continues:
-            made_of += ["continues", *dataclasses.astuple(self.wording)]
+            of = self.wording
+            made_of += ["continues", of.before, of.after, of.lead, of.end, of.chat_template]
+            made_of += [self.chat_tokens] if self.chat_tokens is not None else []
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    @functools.cached_property
+    def chat_tokens(self) -> str | None:
+        """A digest of what makes texts in the chat template other tokens than by themselves; None if nothing does.
+
+        The vocabulary and the template are not part of it. Earlier versions tokenised each text in a chat template by
+        itself, so that their adapters of such a model learned other tokens.
+        """
+        of = self.wording
+        if of.chat_template in (None, chat.NONE):
+            return None
+        tokens = {piece for piece in (*of.before, *of.after) if isinstance(piece, int)}
+        places = {self._place_of_answers.follows, *(["token"] if tokens else [])}
+        made_of = (
+            [place for place in sorted(places) if _rules_after(self._rules, place) != self._rules],
+            [id_ for id_ in sorted({*tokens, of.end}) if any(self._takes_space(id_))],
+            [strip for strip in (of.prompt_strip, of.answer_strip) if strip != ("", "")],
+            of.tail,
+            of.lead if self._adds_space else "",
+        )
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest() if any(made_of) else None
 
     @functools.cached_property
     def _described(self) -> str:
@@ -228,6 +286,19 @@ class Tokenizer:
             found.append(
                 f"{self._directory}: add_prefix_space is {json.dumps(asked)} in tokenizer_config.json and "
                 f"{json.dumps(not asked)} in tokenizer.json, which counts here: {_SAVE_AGAIN}"
+            )
+        asked, own = _scheme_of_llama(self._settings), _scheme_of(self._rules)
+        if asked not in (None, own) and "\u2581" in json.dumps(self._rules, ensure_ascii=False):
+            found.append(
+                f"{self._directory}: transformers 5 puts a space before {_SCHEMES[asked]}, since tokenizer_config.json "
+                f"names a LlamaTokenizer, and tokenizer.json, which counts here, before {_SCHEMES[own]}: {_SAVE_AGAIN}"
+            )
+        templates = self._settings.get("chat_template")
+        if self._continues and isinstance(templates, list) and templates:
+            named = the_first([*map(short, templates)])
+            found.append(
+                f"{self._directory}: none of its chat templates ({named}) is the default: prompts have none unless "
+                "data.chat_template names a file with one"
             )
         return found
 
@@ -258,13 +329,23 @@ class Tokenizer:
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise answers as they follow a prompt, with the end token and without truncation."""
-        lead, end = self.wording.lead, self.wording.end
-        return [[*ids, end] for ids in self.ids([lead + text for text in texts])]
+        of = self.wording
+        texts = [of.lead + chat.stripped(text, of.answer_strip) + of.tail for text in texts]
+        return [[*ids, of.end] for ids in self.ids(texts, self._place_of_answers)]
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts without special tokens or truncation."""
+    def ids(self, texts: Sequence[str], place: Place = ALONE) -> list[list[int]]:
+        """Tokenise texts that stand at a place, without special tokens or truncation."""
         with self._working(texts):
-            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            backend, texts = self._reading_at(place), [place.stripped(text) for text in texts]
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _reading_at(self, place: Place) -> tokenizers.Tokenizer:
+        if place.follows not in self._reading:
+            rules = _rules_after(self._rules, place.follows)
+            described = None if rules == self._rules else {**json.loads(self._described), **rules}
+            made = self._backend if described is None else _reading_text_as_text(described, self._control)
+            self._reading[place.follows] = made
+        return self._reading[place.follows]
 
     def round_trip(self, texts: Sequence[str]) -> list[str]:
         """Encode and decode texts: they come back normalised, without characters that the vocabulary lacks."""
@@ -333,11 +414,13 @@ class Tokenizer:
         """The largest id of the vocabulary plus one, which counts special pieces and gaps."""
         return _num_ids(self._source)
 
-    def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The index of the first character of each token of each text."""
+    def token_starts(self, texts: Sequence[str], place: Place = ALONE) -> list[list[int]]:
+        """The index of the first character of each token of each text, which stands at a place."""
         with self._working(texts):
-            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return [[start for start, _ in encoding.offsets] for encoding in encodings]
+            shortened = [place.stripped(text) for text in texts]
+            encodings = self._reading_at(place).encode_batch(shortened, add_special_tokens=False)
+        gone = [len(text) - len(text.lstrip()) if place.strips[0] else 0 for text in texts]
+        return [[skip + at for at, _ in encoding.offsets] for skip, encoding in zip(gone, encodings, strict=True)]
 
     @property
     def sentinels(self) -> list[int]:
@@ -468,8 +551,23 @@ def read_settings(directory: Path) -> dict[str, Any]:
     templates = held.get("chat_template")
     if isinstance(templates, list):  # several by name, as in models with tool use
         named = {each.get("name"): each.get("template") for each in templates if isinstance(each, dict)}
-        held["chat_template"] = named.get("default")
+        held["chat_template"] = named.get("default", [*map(str, named)])  # names are no template; `notes` has them
     return held
+
+
+def _scheme_of_llama(settings: Mapping[str, Any]) -> str | None:
+    """The `prepend_scheme` that transformers 5 gives a `LlamaTokenizer`, whatever tokenizer.json has; else None."""
+    if settings.get("tokenizer_class") not in ("LlamaTokenizer", "LlamaTokenizerFast"):
+        return None
+    if settings.get("add_prefix_space") is False:
+        return "never"
+    return "always" if settings.get("legacy") else "first"
+
+
+def _scheme_of(rules: Mapping[str, Any]) -> str:
+    """The `prepend_scheme` of a normaliser and a pre-tokenizer."""
+    after = {place: _rules_after(rules, place) for place in ("token", "text")}
+    return "never" if after["text"] == rules else "first" if after["token"] != rules else "always"
 
 
 def _read_added(directory: Path, settings: Mapping[str, Any]) -> list[str]:
@@ -531,6 +629,43 @@ def _growth(described: Mapping[str, Any]) -> float:
         return found
 
     return max(growth_of(described.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder"))
+
+
+def _rules_after(rules: Mapping[str, Any], follows: str) -> dict[str, Any]:
+    """A normaliser and a pre-tokenizer by which a text begins as it would after a special token or after other text.
+
+    In a whole conversation, a tokenizer that puts a space (or SentencePiece's `\u2581`) before a text does so at the
+    beginning, or also after each special token, but not within text.
+
+    Args:
+      rules: `normalizer` and `pre_tokenizer` of a tokenizer's description.
+      follows: as `Place.follows`.
+    """
+
+    def normalized(step: Any) -> Any:
+        if not isinstance(step, Mapping) or follows != "text":
+            return step
+        if step["type"] == "Sequence":
+            steps = [normalized(each) for each in step["normalizers"]]
+            return {**step, "normalizers": [each for each in steps if each is not None]}
+        pattern = (step.get("pattern") or {}).get("Regex", "") if step["type"] == "Replace" else ""
+        if step["type"] == "Prepend" or pattern.startswith(("^", r"\A")):
+            return None
+        return {**step, "strip_left": False} if step["type"] == "Strip" else step
+
+    def split(step: Any, *, is_first: bool = True) -> Any:
+        if not isinstance(step, Mapping) or follows == "nothing":
+            return step
+        if step["type"] == "Sequence":
+            steps = [split(each, is_first=is_first and i == 0) for i, each in enumerate(step["pretokenizers"])]
+            return {**step, "pretokenizers": steps}
+        # After a step that splits texts, a space before each piece marks words.
+        never = is_first and follows == "text"
+        if step["type"] == "Metaspace" and (never or step.get("prepend_scheme") == "first"):
+            return {**step, "prepend_scheme": "never"}
+        return {**step, "add_prefix_space": False} if step["type"] == "ByteLevel" and never else step
+
+    return {"normalizer": normalized(rules["normalizer"]), "pre_tokenizer": split(rules["pre_tokenizer"])}
 
 
 def _reading_text_as_text(described: Mapping[str, Any], control: Mapping[str, int]) -> tokenizers.Tokenizer:
