@@ -34,6 +34,7 @@ _KEYS = {
     "target": str,
     "options": str,
     "chat_template": str,
+    "chat_tokens": str,
     "same_input": str,
     "labels": list,
     "max_input_length": int,
@@ -60,6 +61,8 @@ class TaskOfRun:
       input, target: columns of the text and of the answer; `input` is None if only the template names columns.
       options: `data.options` of the run; None for runs of versions without this key.
       chat_template: text of the chat template around prompt and answer, or `none`; None for models without chat.
+      chat_tokens: digest of how texts in that template become tokens (`Tokenizer.chat_tokens`); None if they do as by
+        themselves, as in runs of earlier versions.
       same_input: column whose equal values make rows references of each other.
       answer: `generate` or `score`, how the run answered its test rows.
       num_beams: of the generation in that test.
@@ -81,6 +84,7 @@ class TaskOfRun:
     target: str = "target"
     options: str | None = None
     chat_template: str | None = None
+    chat_tokens: str | None = None
     same_input: str | None = None
     answer: str = "generate"
     num_beams: int = 1
@@ -102,6 +106,7 @@ class TaskOfRun:
         input: str | None = None,
         options: str | None = None,
         chat_template: str | None = None,
+        chat_tokens: str | None = None,
     ) -> "TaskOfRun":
         """Makes the record of a run from its task after `prepare`, when labels and lengths are known."""
         return cls(
@@ -115,6 +120,7 @@ class TaskOfRun:
             target=task.target,
             options=options,
             chat_template=chat_template,
+            chat_tokens=chat_tokens,
             same_input=task.same_input,
             answer=answer,
             num_beams=num_beams,
@@ -149,6 +155,20 @@ class TaskOfRun:
         if self.base is None or here is None or self.base == here:
             return None
         return "was tuned on a base of other files: unless these hold the same weights, it fits by shapes alone"
+
+    def in_other_tokens(self, here: str | None) -> str | None:
+        """Returns a warning if texts in the chat template were other tokens in the run than here; None if not.
+
+        The warning begins with a verb, as that of `in_other_bits`.
+
+        Args:
+          here: `Tokenizer.chat_tokens` of the tokenizer at hand, with this chat template.
+        """
+        if self.chat_template is None or here == self.chat_tokens:
+            return None
+        return (
+            "was tuned when texts in its chat template were other tokens, in another version of jpeft: train it again"
+        )
 
     @property
     def chosen_from(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ that PEFT methods and sharding rules know. To add a family, write a network and 
 """
 
 import abc
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,10 +19,12 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.files import read_json_object
+from jpeft.fingerprints import fingerprint
 from jpeft.model.abstract import abstract
+from jpeft.model.chat import NONE, chat_template_of
 from jpeft.model.ends import settings_passed_over
 from jpeft.model.gguf import is_gguf
-from jpeft.model.tokenizer import Tokenizer
+from jpeft.model.tokenizer import Tokenizer, tokenizer_files
 
 Batch = dict[str, np.ndarray]  # arrays by name, rows first, as a family's network takes them
 
@@ -221,6 +224,24 @@ def family_of(model: nnx.Module) -> Family | None:
 def family_with(config: Any) -> Family:
     """The family of a config, such as a `T5Config`."""
     return next(family for family in families() if isinstance(config, family.config_type))
+
+
+def chat_tokens_in(directory: Path, choice: str) -> str | None:
+    """`Tokenizer.chat_tokens` of the model in a directory or a GGUF file, for a value of `data.chat_template`.
+
+    Cached within the process for files of the same content. Raises `OSError`, or `UserError` as `Family.tokenizer` and
+    `Tokenizer.wording`.
+    """
+    family, template = family_in(directory), chat_template_of(choice)
+    if not family.continues or template == NONE:
+        return None
+    return _chat_tokens(directory, template, fingerprint(tokenizer_files(directory) or [directory]))
+
+
+@functools.lru_cache(maxsize=64)
+def _chat_tokens(directory: Path, template: str, content: str) -> str | None:
+    family = family_in(directory)
+    return family.tokenizer(directory, family.read_config(directory)).asked_by(template).chat_tokens
 
 
 def family_in(directory: Path) -> Family:

@@ -153,6 +153,8 @@ class AnswerSource:
                 report(f"the adapter {line}")
         family.arrange(model, scan_layers=None)
         tokenizer = tokenizer.asked_by(None if self.task is None else self.task.chat_template)
+        if self.task is not None and (line := self.task.in_other_tokens(tokenizer.chat_tokens)) is not None:
+            report(f"the {'model' if self.adapter is None else 'adapter'} {line}")
         if self.adapter is not None:
             model, method, _ = load_adapter(self.adapter, model, report=report)
             remember(method, model)

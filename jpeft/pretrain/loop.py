@@ -133,6 +133,8 @@ class _Pretraining:
             listener=_Shown(display, self._writer(), directory.path),
         )
         fingerprints = origins(run)
+        if (tokens := self.tokenizer.chat_tokens) is not None:
+            fingerprints["chat_tokens"] = tokens
         directory.begin(origins=fingerprints)
         directory.write_json("splits.json", {"origins": fingerprints})
         if run.model.start is None and run.tokenizer.path is None:

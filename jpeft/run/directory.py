@@ -84,6 +84,7 @@ ORIGINS = {
     "base": "the weights or the config of model.name differ from those that it was run on",
     "tokenizer": "the tokenizer of model.name differs from the one that it was run with",
     "chat_template": "the template in data.chat_template differs from the one that it was run with",
+    "chat_tokens": "texts in the chat template have other tokens than in the version of jpeft that it was run with",
     "from_adapter": "the adapter of method.from_adapter differs from the one that it started from",
     "metrics": "the file of a metric of your own differs from the one that it was judged by",
     "imported_by_metrics": "a file that a metric of your own imports differs from the one that it was judged by",
@@ -92,6 +93,7 @@ ORIGINS = {
     "vocabulary": "the tokenizer of tokenizer.path differs from the one that it was run with",
 }
 METRIC_ORIGINS = ("metrics", "imported_by_metrics")  # of functions that are metrics of the user's own
+_ALWAYS_RECORDED = ("chat_tokens",)  # a run without them is of a version in which they were others
 Origins = Callable[[], Mapping[str, str]]  # returns the fingerprints of what a run would read now
 
 
@@ -136,6 +138,8 @@ def _origins_that_count(path: Path, now: Mapping[str, str], config: Mapping[str,
 def other_origins(path: Path, now: Mapping[str, str]) -> list[str]:
     """Lists what the run in a directory read that has changed since; versions that recorded nothing count as unchanged.
 
+    Those that recorded no `chat_tokens` had other ones than now.
+
     Args:
       path: the directory.
       now: the fingerprints of today.
@@ -145,7 +149,11 @@ def other_origins(path: Path, now: Mapping[str, str]) -> list[str]:
     """
     recorded = _recorded_splits(path).get("origins")
     recorded = recorded if isinstance(recorded, dict) else {}
-    return [said for name, said in ORIGINS.items() if len({recorded.get(name), now.get(name)} - {None}) > 1]
+    return [
+        said
+        for name, said in ORIGINS.items()
+        if name in now and now[name] != recorded.get(name) and (name in recorded or name in _ALWAYS_RECORDED)
+    ]
 
 
 def _differs_by_config_or_rows(

@@ -285,6 +285,8 @@ class Engine:
             notes.append(f"it {line}.")
         if (line := task.on_another_base(self._base)) is not None:
             notes.append(f"it {line}.")
+        if (line := task.in_other_tokens(tokenizer.chat_tokens)) is not None:
+            notes.append(f"it {line}.")
         if self._dtype is not None and task.dtype not in ("auto", self._dtype):
             notes.append(f"its run computed in {task.dtype}; here it is {self._dtype}.")
         prompt = PromptTemplate(task.template, required=False)

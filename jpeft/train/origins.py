@@ -10,6 +10,7 @@ from jpeft.config import Run, monitored_metric
 from jpeft.eval.metrics.own import is_own
 from jpeft.fingerprints import fingerprint, fingerprints_of
 from jpeft.model.chat import chat_template_digest
+from jpeft.model.family import chat_tokens_in
 from jpeft.model.source import find_here
 from jpeft.model.tokenizer import tokenizer_files
 from jpeft.model.weight_files import model_fingerprint
@@ -26,6 +27,7 @@ def origins(run: Run) -> dict[str, str]:
     if (directory := find_here(run.model.name)) is not None:
         readers["base"] = lambda: model_fingerprint(directory)
         readers["tokenizer"] = lambda: fingerprint(tokenizer_files(directory))
+        readers["chat_tokens"] = lambda: chat_tokens_in(directory, run.data.chat_template)
     if (adapter := run.method.from_adapter) is not None:
         readers["from_adapter"] = lambda: fingerprint(adapter_files(locate(Path(adapter).expanduser()).directory))
     modules = _own_metric_modules(run)

@@ -174,6 +174,7 @@ def _task_of_run(assembly: Assembly) -> TaskOfRun:
         input=run.data.input,
         options=run.data.options,
         chat_template=setup.tokenizer.wording.chat_template,
+        chat_tokens=setup.tokenizer.chat_tokens,
     )
 
 

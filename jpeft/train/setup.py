@@ -194,6 +194,10 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
         task = TaskOfRun.read(adapter)
         if task is not None and (line := task.on_another_base(content)) is not None:
             report(f"method.from_adapter {line}")
+        if task is not None:
+            tokens = tokenizer.asked_by(task.chat_template).chat_tokens
+            if (line := task.in_other_tokens(tokens)) is not None:
+                report(f"method.from_adapter {line}")
         if (line := note_on_tokenizer(adapter, lambda: tokenizer)) is not None:
             report(f"method.from_adapter: {line}")
         model, stored_method, sites = load_adapter(adapter, untuned, report=report)

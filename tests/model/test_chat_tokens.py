@@ -11,9 +11,14 @@ from transformers import AutoTokenizer
 
 from jpeft.data.prompts import PromptTokens
 from jpeft.data.summary import check_labels
+from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
+from jpeft.model.decoder_config import DecoderConfig
+from jpeft.model.decoder_family import DECODER_FAMILY
+from jpeft.model.family import chat_tokens_in
 from jpeft.model.tokenizer import Tokenizer
 from tests.conftest import slow_but
+from tests.decoders import LLAMA
 
 ZEPHYR = (  # its marks are plain text
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|user|>\n' + m['content'] + eos_token }}"
@@ -302,3 +307,25 @@ def test_only_what_a_conversation_changes_is_told_from_earlier_versions(tmp_path
     assert tokenizer.answers(["ship"]) != tokenizer.asked_by("none").answers(["ship"]) and tokenizer.chat_tokens
     assert tokenizer.asked_by("none").chat_tokens is None
     assert load(tmp_path).fingerprint != (write(tmp_path, "bytes", PHI_3), load(tmp_path).fingerprint)[1]
+
+
+def test_an_adapter_that_learned_other_tokens_is_told(tmp_path):
+    write(tmp_path, "first", CHATML)
+    now = load(tmp_path).chat_tokens
+    earlier = TaskOfRun(template="{text}", chat_template=CHATML)
+    assert "when texts in its chat template were other tokens" in str(earlier.in_other_tokens(now))
+    assert earlier.in_other_tokens(None) is None and TaskOfRun(template="{text}").in_other_tokens(now) is None
+    TaskOfRun(template="{text}", chat_template=CHATML, chat_tokens=now).write(tmp_path)
+    again = TaskOfRun.read(tmp_path)
+    assert again is not None and again.in_other_tokens(now) is None
+
+
+def test_how_texts_become_tokens_is_read_from_the_models_files(tmp_path):
+    write(tmp_path, "first", CHATML)
+    config = DecoderConfig.from_dict({**LLAMA.to_dict(), "vocab_size": 430, "eos_token_id": 4})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    found = chat_tokens_in(tmp_path, "auto")
+    assert found == DECODER_FAMILY.tokenizer(tmp_path, config).chat_tokens is not None
+    assert chat_tokens_in(tmp_path, "none") is None
+    write(tmp_path, "bytes", CHATML)
+    assert chat_tokens_in(tmp_path, "auto") is None

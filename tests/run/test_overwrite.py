@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jpeft.cli import run_experiment
-from jpeft.config import DataConfig, EvalConfig, MethodConfig, Run
+from jpeft.config import DataConfig, EvalConfig, MethodConfig, ModelConfig, Run
 from jpeft.errors import RunFailed, Stopped, UserError
 from jpeft.eval.metrics import own
 from jpeft.run.aside import Aside
@@ -21,6 +21,8 @@ from jpeft.run.directory import ENTRIES, RunDirectory, has_work, other_origins, 
 from jpeft.run.stop import RunStopped
 from jpeft.train.origins import origins
 from jpeft.trouble import explained
+from tests.decoders import LLAMA
+from tests.model.gguf_files import CHAT, write_chat_tokenizer
 
 CONFIG = Path(__file__).parents[2] / "configs/lora_custom.py"
 
@@ -398,6 +400,31 @@ def test_a_template_and_an_adapter_to_start_from_are_known_by_content(tmp_path):
     assert "method.from_adapter" in other_origins(tmp_path, made_of("{{ messages }}", b"b"))[0]
     template.unlink()
     assert other_origins(tmp_path, origins(Run())) == []
+
+
+def test_a_run_of_a_version_that_tokenised_each_text_of_a_chat_by_itself_does_not_go_on(tmp_path):
+    (base := tmp_path / "base").mkdir()
+    write_chat_tokenizer(base)
+    (base / "config.json").write_text(json.dumps({**LLAMA.to_dict(), "vocab_size": 320, "eos_token_id": 2}))
+    template, same = tmp_path / "chat.jinja", "the same tokens as ever: nothing is recorded"
+    template.write_text(CHAT.replace("message['content']", "message['content'] | trim"))
+
+    def now(choice: str) -> dict[str, str]:
+        return origins(
+            dataclasses.replace(Run(), model=ModelConfig(name=str(base)), data=DataConfig(chat_template=choice))
+        )
+
+    assert "chat_tokens" not in now("auto") and "chat_tokens" not in now("none"), same
+    today = now(str(template))
+    (tmp_path / "splits.json").write_text(json.dumps({"origins": today}))
+    assert other_origins(tmp_path, today) == []
+    (tmp_path / "splits.json").write_text(json.dumps({"origins": {**today, "chat_tokens": "of other rules"}}))
+    said = ["texts in the chat template have other tokens than in the version of jpeft that it was run with"]
+    assert other_origins(tmp_path, today) == said
+    earlier = {name: value for name, value in today.items() if name != "chat_tokens"}
+    (tmp_path / "splits.json").write_text(json.dumps({"origins": earlier}))
+    assert other_origins(tmp_path, today) == said
+    assert other_origins(tmp_path, earlier) == [], "the base is not on this machine"
 
 
 # --- kills, at each moment of replacing ---
