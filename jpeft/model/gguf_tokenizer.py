@@ -133,8 +133,9 @@ def _sentencepiece_bpe(file: GgufFile, pieces: Sequence[str]) -> tokenizers.Toke
         byte_fallback=True,
     )
     backend = tokenizers.Tokenizer(model)
+    # llama.cpp puts the space before each text that follows a token of its own, not only at the beginning.
     backend.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement="\u2581", prepend_scheme="first" if spaced else "never", split=False
+        replacement="\u2581", prepend_scheme="always" if spaced else "never", split=False
     )
     steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, *([decoders.Strip(content=" ", left=1)] if spaced else [])])

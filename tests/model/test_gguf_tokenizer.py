@@ -6,6 +6,7 @@ import pytest
 import sentencepiece
 from gguf import GGUFWriter
 
+from jpeft.data.prompts import PromptTokens
 from jpeft.model.gguf import GgufFile
 from jpeft.model.gguf_tokenizer import backend_of
 from jpeft.model.tokenizer import Tokenizer
@@ -81,3 +82,19 @@ def test_what_a_file_says_of_special_tokens_is_a_tokenizer_config(tmp_path):
     write(tmp_path / "a.gguf", model, "llama")
     _, settings = backend_of(GgufFile(tmp_path / "a.gguf"))
     assert (settings["bos_token"], settings["eos_token"], settings["unk_token"]) == ("<s>", "</s>", "<unk>")
+
+
+def test_a_conversation_has_the_tokens_of_llama_cpp(tmp_path):
+    """A space belongs before each text that follows a special token, and before no answer that continues text."""
+    model = train("bpe", vocab_size=400, byte_fallback=True, normalization_rule_name="identity")
+    write(tmp_path / "a.gguf", model, "llama")
+    template = (
+        "{{ '<s>' }}{% for m in messages %}{% if m['role'] == 'user' %}{{ 'goal: ' + m['content'] + '</s>coach:\\n' }}"
+        "{% else %}{{ m['content'] + '</s>' }}{% endif %}{% endfor %}"
+    )
+    tokenizer = Tokenizer.load(tmp_path / "a.gguf", eos_token_id=model.eos_id(), continues=True).asked_by(template)
+    [prompt] = PromptTokens("{text}", tokenizer, 200)([{"text": TEXTS[0]}]).ids
+    start, end = model.bos_id(), model.eos_id()
+    assert prompt == [start, *model.encode(f"goal: {TEXTS[0]}"), end, *model.encode("coach:\n")]
+    [answer] = tokenizer.answers([TEXTS[1]])
+    assert [*model.encode("coach:\n"), *answer] == [*model.encode(f"coach:\n{TEXTS[1]}"), end]
