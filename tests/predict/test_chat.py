@@ -88,4 +88,17 @@ def test_predict_and_serve_answer_as_the_runs_test_did(tuned, capsys, tmp_path):
     engine.load("earlier", root / "run" / "adapter")
     assert any(warned in note for note in engine.asking("earlier").notes) == (choice == "file")
     assert main(call) == 0 and (warned in capsys.readouterr().err) == (choice == "file")
+    (tmp_path / "own.jinja").write_text(str(task.chat_template))
+    further = [
+        "--config",
+        "custom",
+        "--config.data.template={text}",
+        "--config.train.max_epochs=1",
+        f"--config.data.path={root / 'rows.jsonl'}",
+    ]
+    further += [f"--config.model.name={root / 'tiny.gguf'}", f"--config.method.from_adapter={root / 'run'}"]
+    further += [f"--config.data.chat_template={tmp_path / 'own.jinja' if choice == 'file' else 'none'}"]
+    assert main(["train", *further, "--config.train.batch_size=8", "--workdir", str(tmp_path / "further")]) == 0
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert (f"method.from_adapter was tuned {warned}" in said) == (choice == "file")
     task.write(root / "run" / "adapter")

@@ -265,6 +265,21 @@ def test_pairs_are_asked_by_the_chat_template_that_is_given(decoder_pretraining,
         Pretraining.from_config(decoder_pretraining)
 
 
+def test_a_run_does_not_go_on_where_a_chat_template_gave_other_tokens(decoder_pretraining, tmp_path):
+    """As a version left it that tokenised each text of a conversation by itself."""
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}</s>{% endfor %}")
+    decoder_pretraining.data.chat_template = str(tmp_path / "chat.jinja")
+    decoder_pretraining.train.steps = 1
+    run = Pretraining.from_config(decoder_pretraining)
+    pretrain(run, tmp_path / "run", display=QUIET)
+    (tmp_path / "run/result.json").unlink()
+    record = json.loads((tmp_path / "run/splits.json").read_text())
+    del record["origins"]["chat_tokens"]
+    (tmp_path / "run/splits.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="texts in the chat template have other tokens than in the version of jpeft"):
+        pretrain(run, tmp_path / "run", display=QUIET)
+
+
 def test_what_a_model_to_start_from_brings_is_said_not_to_be_used(decoder_pretraining):
     decoder_pretraining.model.update({"family": "t5", "start": "smollm2", "dropout_rate": 0.3})
     decoder_pretraining.tokenizer.update({"path": None, "size": 999})
