@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jpeft.data.template import Template
 from jpeft.errors import UserError
-from jpeft.model.chat import Place
+from jpeft.model.chat import TextPlace
 from jpeft.model.tokenizer import Tokenizer
 
 CUTTING = "the longest columns, at their ends"  # names the way of cutting in the key of cached tokens
@@ -37,7 +37,7 @@ class _Together:
     """
 
     parts: tuple[tuple[str, str | None], ...]
-    place: Place
+    place: TextPlace
     own: range
 
 
@@ -155,7 +155,7 @@ class PromptTokens:
         return filled
 
     def _encoded(
-        self, rows: Sequence[Mapping[str, str]], encode: Callable[[list[str], Place], list[list[int]]]
+        self, rows: Sequence[Mapping[str, str]], encode: Callable[[list[str], TextPlace], list[list[int]]]
     ) -> Iterator[Iterator[list[int]]]:
         """Yields for each row what `encode` makes of its texts that are tokenised together, in order."""
         filled = [self._filled(fields) for fields in rows]

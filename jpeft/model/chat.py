@@ -33,7 +33,7 @@ Strip = tuple[str | None, str | None]  # arguments of `lstrip` and of `rstrip`: 
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TextPlace:
     """Where a text stands in a conversation, which decides its first and its last token.
 
     Attributes:
@@ -49,7 +49,7 @@ class Place:
         return stripped(text, (None if self.strips[0] else "", None if self.strips[1] else ""))
 
 
-ALONE = Place()
+ALONE = TextPlace()
 
 
 @dataclasses.dataclass(frozen=True)

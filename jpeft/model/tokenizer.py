@@ -18,7 +18,7 @@ import tokenizers
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, read_text, write_whole
 from jpeft.model import chat
-from jpeft.model.chat import ALONE, Place, Wording
+from jpeft.model.chat import ALONE, TextPlace, Wording
 from jpeft.model.gguf import is_gguf, open_gguf
 from jpeft.trouble import first_line
 from jpeft.words import short, the_first, why_not_utf8
@@ -93,7 +93,7 @@ class Tokenizer:
         self._silent = frozenset(self._control.values())
         self._backend = _reading_text_as_text(described, self._control)
         self._rules = {name: described[name] for name in ("normalizer", "pre_tokenizer")}
-        self._reading = {"nothing": self._backend}  # backends by `Place.follows`
+        self._reading = {"nothing": self._backend}  # backends by `TextPlace.follows`
 
     @classmethod
     def load(
@@ -198,12 +198,12 @@ class Tokenizer:
         with self._working():
             return self._backend.encode("a", add_special_tokens=False).tokens[0][:1] in ("\u2581", "\u0120")
 
-    def place(self, before: int | None, after: int | None) -> Place:
+    def place(self, before: int | None, after: int | None) -> TextPlace:
         """The place of a text between two special tokens of the chat template; None for no token."""
         if self.wording.chat_template in (None, chat.NONE):
             return ALONE
         strips = (self._takes_space(before)[1], self._takes_space(after)[0])
-        return Place("nothing" if before is None else "token", strips)
+        return TextPlace("nothing" if before is None else "token", strips)
 
     def _takes_space(self, id_: int | None) -> tuple[bool, bool]:
         """Whether white space before an added token belongs to it, and white space after it."""
@@ -211,7 +211,7 @@ class Tokenizer:
         return (False, False) if token is None else (token.lstrip, token.rstrip)
 
     @functools.cached_property
-    def _place_of_answers(self) -> Place:
+    def _place_of_answers(self) -> TextPlace:
         wording = self.wording
         if wording.chat_template in (None, chat.NONE):
             return ALONE
@@ -224,7 +224,7 @@ class Tokenizer:
         else:
             follows = "token"
         strips = (follows == "token" and self._takes_space(last)[1], self._takes_space(wording.end)[0])
-        return Place(follows, strips)
+        return TextPlace(follows, strips)
 
     def _roles(self) -> dict[str, str]:
         """Special tokens by role, the variables of chat templates."""
@@ -333,13 +333,13 @@ class Tokenizer:
         texts = [of.lead + chat.stripped(text, of.answer_strip) + of.tail for text in texts]
         return [[*ids, of.end] for ids in self.ids(texts, self._place_of_answers)]
 
-    def ids(self, texts: Sequence[str], place: Place = ALONE) -> list[list[int]]:
+    def ids(self, texts: Sequence[str], place: TextPlace = ALONE) -> list[list[int]]:
         """Tokenise texts that stand at a place, without special tokens or truncation."""
         with self._working(texts):
             backend, texts = self._reading_at(place), [place.stripped(text) for text in texts]
             return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _reading_at(self, place: Place) -> tokenizers.Tokenizer:
+    def _reading_at(self, place: TextPlace) -> tokenizers.Tokenizer:
         if place.follows not in self._reading:
             rules = _rules_after(self._rules, place.follows)
             described = None if rules == self._rules else {**json.loads(self._described), **rules}
@@ -414,7 +414,7 @@ class Tokenizer:
         """The largest id of the vocabulary plus one, which counts special pieces and gaps."""
         return _num_ids(self._source)
 
-    def token_starts(self, texts: Sequence[str], place: Place = ALONE) -> list[list[int]]:
+    def token_starts(self, texts: Sequence[str], place: TextPlace = ALONE) -> list[list[int]]:
         """The index of the first character of each token of each text, which stands at a place."""
         with self._working(texts):
             shortened = [place.stripped(text) for text in texts]
@@ -639,7 +639,7 @@ def _rules_after(rules: Mapping[str, Any], follows: str) -> dict[str, Any]:
 
     Args:
       rules: `normalizer` and `pre_tokenizer` of a tokenizer's description.
-      follows: as `Place.follows`.
+      follows: as `TextPlace.follows`.
     """
 
     def normalized(step: Any) -> Any:
