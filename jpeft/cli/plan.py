@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jpeft.cli.arguments import whole
 from jpeft.cli.grid import add_which, cells_of
@@ -242,6 +242,7 @@ def _lengths(arguments: argparse.Namespace, longest: Any) -> Any:
 # --- the answers ---
 
 
+@runtime_checkable
 class _Answer(Protocol):
     def as_json(self) -> dict[str, Any]: ...
 
