@@ -164,7 +164,7 @@ def probe_logits(model: Any) -> Float[np.ndarray, "batch length vocab"]:
 def stored_dtype(base: Path) -> Any:
     """The dtype in which a base's directory stores its matrices.
 
-    It is float32 for files of PyTorch and Flax, and for quantised GGUF files, whose dequantised numbers need it to be
+    It is float32 for files of PyTorch and Flax, and for quantized GGUF files, whose dequantized numbers need it to be
     exact.
     """
     if is_gguf(base):

@@ -42,7 +42,7 @@ _ROWS = rf"(.*attention/{_modules('o')}|feed_forward/{_modules('down')})"
 # The first pattern that matches the whole name (as of `leaf_name`) decides.
 WEIGHTS: tuple[tuple[str, P], ...] = (
     (rf"{_modules('vocabulary')}/embedding", P("model", "fsdp")),
-    # The codes of a quantised map, and the maxima of its blocks of inputs, are sharded like its kernel.
+    # The codes of a quantized map, and the maxima of its blocks of inputs, are sharded like its kernel.
     (_COLUMNS + r"/(kernel|codes|absmax)", P("fsdp", "model")),
     (_ROWS + r"/(kernel|codes|absmax)", P("model", "fsdp")),
     (_COLUMNS + r"/channel_absmax", P("model")),
@@ -60,7 +60,7 @@ ACTIVATIONS: dict[str, P] = {
     "heads": P(BATCH_AXES, "model", None, None),  # [batch, num_heads, length, d_kv]
     "cache": P(None, BATCH_AXES, "model", None, None),  # [layers, batch, num_heads, length, d_kv]
     "logits": P(BATCH_AXES, None, "model"),  # [batch, length, vocab]
-    # A quantised map's codes or maxima in a product, gathered from the devices over which `fsdp` shards their storage.
+    # A quantized map's codes or maxima in a product, gathered from the devices over which `fsdp` shards their storage.
     "columns": P(None, "model"),  # [in, out]
     "rows": P("model", None),
 }

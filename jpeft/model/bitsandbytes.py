@@ -4,7 +4,7 @@
 
 4 bits: `weight` uint8 with two codes a byte, the first in the upper half, in the row-major order of `[out, in]`;
 `weight.absmax`, the absolute maximum of each block of 64 weights; `weight.quant_map`, the sixteen values;
-`weight.quant_state.bitsandbytes__nf4`, the sizes as JSON in bytes. With double quantisation `absmax` is uint8, beside
+`weight.quant_state.bitsandbytes__nf4`, the sizes as JSON in bytes. With double quantization `absmax` is uint8, beside
 `weight.nested_absmax` and `weight.nested_quant_map`. The bytes of `weight` may be stored as 16-bit or 32-bit numbers
 (`quant_storage`, for sharding that wants a single dtype).
 
@@ -33,13 +33,13 @@ _BESIDE_NF4 = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 @dataclasses.dataclass(frozen=True)
 class PackedMap:
-    """A quantised linear map of a file.
+    """A quantized linear map of a file.
 
     Attributes:
       kind: `int8` or `nf4`.
       shape: `(out, in)`.
-      double: whether the block maxima are quantised, too (double quantisation).
-      mean: the mean of the block maxima, with double quantisation.
+      double: whether the block maxima are quantized, too (double quantization).
+      mean: the mean of the block maxima, with double quantization.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class PackedMap:
 
 
 class Packed:
-    """The quantised linear maps of a safetensors checkpoint.
+    """The quantized linear maps of a safetensors checkpoint.
 
     Args:
       names: the names of all tensors of the checkpoint.
@@ -57,11 +57,11 @@ class Packed:
       source: the file's name in error messages.
 
     Attributes:
-      maps: the quantised maps by the name of their `weight` tensor.
+      maps: the quantized maps by the name of their `weight` tensor.
       beside: the names of the tensors that hold their scales and sizes, which are no weights.
 
     Raises:
-      UserError: a map is quantised in a way that is not supported.
+      UserError: a map is quantized in a way that is not supported.
       RunFailed: the tensors of a map do not fit together.
     """
 
@@ -162,12 +162,12 @@ class Packed:
         }
 
     def form(self, name: str, side: str = "in") -> Form:
-        """The quantised form of the map called `name`; `side` becomes `Form.tiled`."""
+        """The quantized form of the map called `name`; `side` becomes `Form.tiled`."""
         held = self.maps[name]
         return Form(held.kind, held.shape[1], held.shape[0], side, held.double)
 
     def wide(self, name: str, part: Part) -> np.ndarray:
-        """Dequantise the slice `part` of the map called `name`, `[out, in]` float32."""
+        """Dequantize the slice `part` of the map called `name`, `[out, in]` float32."""
         return host_dequantized(self.form(name), self.leaves(name)).T[part]
 
     def _of(self, name: str, dtype: Any) -> np.ndarray:
@@ -194,17 +194,17 @@ class Packed:
 def file_forms(
     model: nnx.Module, packed: Packed, stored_name: Callable[[str], tuple[str, int | None]], source: str
 ) -> dict[tuple[Any, ...], Form]:
-    """The form of each quantised map of a file, by the path of its module in `model`.
+    """The form of each quantized map of a file, by the path of its module in `model`.
 
     Args:
       model: the model that the file is loaded into.
-      packed: the quantised maps of the file.
+      packed: the quantized maps of the file.
       stored_name: from the name of one of our weights to its name in the file and, if the file has queries, keys and
         values fused, which third of that map it is (else None).
       source: the file's name in error messages.
 
     Raises:
-      UserError: a map is quantised differently in different layers, which are one stacked array here.
+      UserError: a map is quantized differently in different layers, which are one stacked array here.
     """
     sides, forms = quantizable(model), {}
     for leaf in stacked_leaves(model, nnx.Param):
@@ -217,7 +217,7 @@ def file_forms(
             kinds.add(None if held is None else (held.kind, held.double and third is None))
         if len(kinds) > 1:
             raise UserError(
-                f"{source}: {leaf.names[0]} is not quantised as in the other layers, with which it is one array here."
+                f"{source}: {leaf.names[0]} is not quantized as in the other layers, with which it is one array here."
             )
         (kind,) = kinds
         if kind is not None:
@@ -227,7 +227,7 @@ def file_forms(
 
 
 def packed_tensors(model: nnx.Module) -> dict[str, tuple[Form, dict[str, np.ndarray]]]:
-    """Form and leaves, on the host, of every quantised map, by its module's path within one layer."""
+    """Form and leaves, on the host, of every quantized map, by its module's path within one layer."""
     forms = {}
     for path, module in nnx.iter_modules(model):
         if isinstance(module, QuantizedLinear):
@@ -243,11 +243,11 @@ def packed_tensors(model: nnx.Module) -> dict[str, tuple[Form, dict[str, np.ndar
 
 
 def to_file(name: str, form: Form, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Convert a quantised map to bitsandbytes' tensors, by their names in a file.
+    """Convert a quantized map to bitsandbytes' tensors, by their names in a file.
 
     Args:
       name: the name of the map's weight in the file, which ends in `.weight`.
-      form: the map's quantised form.
+      form: the map's quantized form.
       leaves: the map's leaves on the host.
 
     Raises:
@@ -281,7 +281,7 @@ def refuse_split_blocks(name: str, form: Form) -> None:
 
     Args:
       name: the map's name in the file, for the message.
-      form: the map's quantised form.
+      form: the map's quantized form.
     """
     if form.kind == "nf4" and form.d_in % BLOCK:
         raise UserError(f"{name} has {form.d_in} inputs, no multiple of {BLOCK}; it cannot be saved as nf4: take int8.")
@@ -291,8 +291,8 @@ def quantization_config(forms: list[Form], wide_modules: list[str]) -> dict[str,
     """The `quantization_config` of `config.json`, by which `transformers` with bitsandbytes opens the directory.
 
     Args:
-      forms: the forms of the quantised maps, all of one kind.
-      wide_modules: names of the modules that are not quantised (`llm_int8_skip_modules`).
+      forms: the forms of the quantized maps, all of one kind.
+      wide_modules: names of the modules that are not quantized (`llm_int8_skip_modules`).
     """
     first, made = forms[0], {"quant_method": "bitsandbytes", "llm_int8_skip_modules": wide_modules}
     if first.kind == "int8":

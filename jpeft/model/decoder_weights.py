@@ -62,7 +62,7 @@ _NAMES: dict[str, dict[str, str]] = {
     | {"feed_forward/up": "mlp.dense_h_to_4h", "feed_forward/down": "mlp.dense_4h_to_h"},
 }
 _HEAD = "lm_head"
-KEPT_WIDE = (_HEAD,)  # modules that `quantization_config` lists as not quantised
+KEPT_WIDE = (_HEAD,)  # modules that `quantization_config` lists as not quantized
 FUSED = ("q", "k", "v")  # the order within a fused map
 
 
@@ -183,7 +183,7 @@ def load_tensors(
       dtype: the dtype that the model computes in.
       stored_dtype: the dtype of the weights in memory; None is `dtype`.
       place: maps a weight's path and shape to the devices that hold it.
-      quantization: how to quantise the linear maps within the blocks; None leaves them as the tensors are.
+      quantization: how to quantize the linear maps within the blocks; None leaves them as the tensors are.
 
     Raises:
       UserError: as `open_filling` and `chosen_forms`.
@@ -257,11 +257,11 @@ def _file_names(config: DecoderConfig, tensors: Checkpoint, source: str) -> dict
 
 
 def refuse_fused(config: DecoderConfig) -> None:
-    """Raise `UserError` if files of such a model hold fused maps, which are not written quantised."""
+    """Raise `UserError` if files of such a model hold fused maps, which are not written quantized."""
     if is_fused(config):
         raise UserError(
             f"a {config.model_type} has queries, keys and values fused in its files, which jpeft does not write in 8 "
-            "or 4 bits; save it wide, and quantise it when it is loaded (model.quantization)."
+            "or 4 bits; save it wide, and quantize it when it is loaded (model.quantization)."
         )
 
 
@@ -275,7 +275,7 @@ def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Para
       dtype: the dtype of the stored weights; None keeps each weight's own.
 
     Raises:
-      UserError: as `refuse_fused`, if the model is quantised.
+      UserError: as `refuse_fused`, if the model is quantized.
     """
     config, weights, fused = model.config, {}, {}
     packed = packed_tensors(model)

@@ -87,14 +87,14 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def quantized_layout(self, config: Any) -> tuple[Sequence[str], Mapping[str, str]]:
-        """What a checkpoint of such a model in 8 or 4 bits holds beside its quantised maps.
+        """What a checkpoint of such a model in 8 or 4 bits holds beside its quantized maps.
 
         Returns:
-          The modules that `quantization_config` lists as not quantised, and tensors that are stored as copies of
+          The modules that `quantization_config` lists as not quantized, and tensors that are stored as copies of
           others: from the name of a copy to the name of its original.
 
         Raises:
-          UserError: jpeft does not write such a model quantised.
+          UserError: jpeft does not write such a model quantized.
         """
 
     @abc.abstractmethod

@@ -1,8 +1,8 @@
-"""Reads GGUF files, llama.cpp's format for a model's config, weights and tokenizer in a single, often quantised file.
+"""Reads GGUF files, llama.cpp's format for a model's config, weights and tokenizer in a single, often quantized file.
 
 Files are untrusted. The header is parsed here, with limits and checks against the file's size, before memory is
 allocated; the reader of the package `gguf` trusts the header, so that a count of 2^60 would make it loop 2^60 times.
-That package, by llama.cpp's authors, is used to dequantise.
+That package, by llama.cpp's authors, is used to dequantize.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class Tensor:
       name: llama.cpp's name.
       shape: in NumPy's order, rows first (a file stores dimensions in reverse).
       kind: the value of its `gguf.GGMLQuantizationType`.
-      row_bytes: bytes of a row; rows are quantised independently.
+      row_bytes: bytes of a row; rows are quantized independently.
       start: the offset of its bytes in the file.
     """
 
@@ -168,7 +168,7 @@ class GgufFile:
     def _tensors(self, cursor: _Cursor, number: int) -> list[Tensor]:
         if self.number("split.count", default=1) > 1:
             raise UserError(f"{self.path} is one part of several; join them first: llama-gguf-split --merge.")
-        sizes, kind_name = _quantisations()
+        sizes, kind_name = _quantizations()
         found: dict[str, tuple[tuple[int, ...], int, int, int]] = {}
         for _ in range(number):
             name = cursor.text("a tensor's name", _MOST_NAME)
@@ -256,7 +256,7 @@ class GgufFile:
         """Read a tensor as float32, or only some rows of a two-dimensional one.
 
         Raises:
-          UserError: the installed `gguf` cannot dequantise its type.
+          UserError: the installed `gguf` cannot dequantize its type.
         """
         from gguf.quants import dequantize
 
@@ -271,8 +271,8 @@ class GgufFile:
                 made = dequantize(raw, kind)
         except (NotImplementedError, KeyError):
             raise UserError(
-                f"{self.path}: {one_line(name)} is stored as {kind.name}, which the installed gguf cannot dequantise; "
-                "take another quantisation of the model, or a newer gguf."
+                f"{self.path}: {one_line(name)} is stored as {kind.name}, which the installed gguf cannot dequantize; "
+                "take another quantization of the model, or a newer gguf."
             ) from None
         return made.reshape(-1, *tensor.shape[1:]) if len(tensor.shape) > 1 else made.reshape(tensor.shape)
 
@@ -287,7 +287,7 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
 
 
-def _quantisations() -> tuple[dict[int, tuple[int, int]], Callable[[int], str]]:
+def _quantizations() -> tuple[dict[int, tuple[int, int]], Callable[[int], str]]:
     """The block size and bytes per block of each type that the package `gguf` knows, and a function to name types."""
     try:
         from gguf.constants import GGML_QUANT_SIZES

@@ -249,7 +249,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
 
 
 class GgufWeights(Checkpoint):
-    """The weights of a GGUF file under Hugging Face's names, dequantised to float32 one at a time.
+    """The weights of a GGUF file under Hugging Face's names, dequantized to float32 one at a time.
 
     llama.cpp pairs neighbouring features of q and k for rotary embeddings and orders the rows of both maps accordingly.
     Hugging Face pairs the first half of a head with the second, and that is the order returned here.

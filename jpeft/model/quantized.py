@@ -1,11 +1,11 @@
-"""Quantised frozen linear maps in 8 or 4 bits, and their product with activations that are not quantised.
+"""Quantized frozen linear maps in 8 or 4 bits, and their product with activations that are not quantized.
 
 `int8`: a weight is an integer from -127 to 127, times the absolute maximum of its output channel, divided by 127.
 `nf4`: a weight is one of sixteen values (Dettmers et al. 2023, appendix E), times the absolute maximum of its block, 64
-weights along the input dimension. With *double quantisation* (section 3 there) the block maxima take 8 bits in place of
-32: they are quantised in blocks of 256 after subtracting their mean. All three are bitsandbytes' formats.
+weights along the input dimension. With *double quantization* (section 3 there) the block maxima take 8 bits in place of
+32: they are quantized in blocks of 256 after subtracting their mean. All three are bitsandbytes' formats.
 
-A product dequantises its map tile by tile, in the forward and again in the backward pass, so that no array of the map's
+A product dequantizes its map tile by tile, in the forward and again in the backward pass, so that no array of the map's
 size is made.
 """
 
@@ -32,9 +32,9 @@ from jpeft.model.products import PRODUCT
 QUANTIZATIONS = ("int8", "nf4")
 CHOICES = ("auto", "none", *QUANTIZATIONS)  # of `model.quantization`
 BLOCK = 64  # weights of an nf4 map that share an absolute maximum
-OUTER_BLOCK = 256  # absolute maxima that share a scale, with double quantisation
+OUTER_BLOCK = 256  # absolute maxima that share a scale, with double quantization
 _LEAST_DIVISOR = 1e-36  # below it, 127 / x overflows or loses precision in float32
-_TILE = 2**23  # the largest number of weights that are dequantised at once
+_TILE = 2**23  # the largest number of weights that are dequantized at once
 # The values of 4-bit NormalFloat in ascending order; a weight is rounded to the nearest.
 NF4 = np.asarray(
     [
@@ -66,12 +66,12 @@ _DYNAMIC_BORDERS = ((DYNAMIC[1:].astype(np.float64) + DYNAMIC[:-1]) / 2).astype(
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    """The quantisation of a frozen base.
+    """The quantization of a frozen base.
 
     Attributes:
-      kind: one of `QUANTIZATIONS`, or `none`, which dequantises the maps of a quantised file.
-      double: double quantisation of nf4's block maxima.
-      wo: whether to quantise also the maps in the network's `kept_wide` (T5's `wo`).
+      kind: one of `QUANTIZATIONS`, or `none`, which dequantizes the maps of a quantized file.
+      double: double quantization of nf4's block maxima.
+      wo: whether to quantize also the maps in the network's `kept_wide` (T5's `wo`).
     """
 
     kind: str
@@ -84,7 +84,7 @@ class Quantization:
         if self.double and self.kind != "nf4":
             raise UserError(f"double quantization is for nf4, and the quantization is {self.kind}; leave it out.")
         if self.wo and self.kind == "none":
-            raise UserError("wo can be quantised only with the other maps, and the quantization is none; leave wo out.")
+            raise UserError("wo can be quantized only with the other maps, and the quantization is none; leave wo out.")
 
     @classmethod
     def of(cls, kind: str, *, double: bool = False, wo: bool = False) -> "Quantization | None":
@@ -107,7 +107,7 @@ class Quantization:
         if set(more) - {"double", "wo"} or len(set(more)) < len(more):
             raise UserError(
                 f"quantization is {text[:40]!r}; expected one of {', '.join(CHOICES)}, optionally followed by "
-                "`,double` (double quantisation) or `,wo` (quantise T5's wo, too)."
+                "`,double` (double quantization) or `,wo` (quantize T5's wo, too)."
             )
         return cls.of(kind, double="double" in more, wo="wo" in more)
 
@@ -117,14 +117,14 @@ class Quantization:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """The quantised form of a single map.
+    """The quantized form of a single map.
 
     Attributes:
       kind: one of `QUANTIZATIONS`.
       d_in, d_out: the map's widths.
-      tiled: the dimension, `in` or `out`, along which it is dequantised in tiles: the one that the mesh axis `model`
+      tiled: the dimension, `in` or `out`, along which it is dequantized in tiles: the one that the mesh axis `model`
         does not shard.
-      double: whether the block maxima are quantised, too.
+      double: whether the block maxima are quantized, too.
     """
 
     kind: str
@@ -170,15 +170,15 @@ class Form:
         return "out", 1  # a map with a single output and inputs that are no whole blocks cannot be split
 
 
-# --- quantising, on the host ---
+# --- quantizing, on the host ---
 
 
 def quantize(kernel: Float[np.ndarray, "d_in d_out"], form: Form, name: str = "a map") -> dict[str, np.ndarray]:
-    """Quantise a map; returns the leaves that `form.leaves()` describes.
+    """Quantize a map; returns the leaves that `form.leaves()` describes.
 
     Args:
       kernel: the map.
-      form: the quantised form.
+      form: the quantized form.
       name: the map's name in error messages.
 
     Raises:
@@ -213,7 +213,7 @@ def quantize(kernel: Float[np.ndarray, "d_in d_out"], form: Form, name: str = "a
 
 def _require_finite(largest: np.ndarray, name: str) -> None:
     if not np.isfinite(largest).all():
-        raise RunFailed(f"{name} holds NaN or infinity, which cannot be quantised; is the file damaged?")
+        raise RunFailed(f"{name} holds NaN or infinity, which cannot be quantized; is the file damaged?")
 
 
 def nearest(values: np.ndarray, borders: np.ndarray) -> np.ndarray:
@@ -227,7 +227,7 @@ def nearest(values: np.ndarray, borders: np.ndarray) -> np.ndarray:
 
 
 def quantize_absmax(absmax: Float[np.ndarray, "blocks d_out"]) -> dict[str, np.ndarray]:
-    """Quantise block maxima to 8 bits, in blocks of 256 in bitsandbytes' order, which goes output by output."""
+    """Quantize block maxima to 8 bits, in blocks of 256 in bitsandbytes' order, which goes output by output."""
     flat = absmax.T.reshape(-1)
     mean = flat.mean(dtype=np.float32)
     count = -(-flat.size // OUTER_BLOCK)
@@ -241,7 +241,7 @@ def quantize_absmax(absmax: Float[np.ndarray, "blocks d_out"]) -> dict[str, np.n
 
 
 def host_dequantized(form: Form, leaves: Mapping[str, np.ndarray]) -> Float[np.ndarray, "d_in d_out"]:
-    """Dequantise a map on the host, float32."""
+    """Dequantize a map on the host, float32."""
     codes = leaves["codes"]
     if form.kind == "int8":
         return codes.astype(np.float32) * (leaves["channel_absmax"] * np.float32(1 / 127))
@@ -258,7 +258,7 @@ def host_dequantized_absmax(form: Form, leaves: Mapping[str, np.ndarray]) -> Flo
     return DYNAMIC[absmax] * outer.reshape(form.d_out, form.blocks).T + leaves["absmax_mean"]
 
 
-# --- dequantising, on the device ---
+# --- dequantizing, on the device ---
 
 
 MapLeaves = Mapping[str, Array]
@@ -284,7 +284,7 @@ def nf4_values(codes: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="form", inline=True)
 def dequantized(form: Form, leaves: MapLeaves) -> Float[Array, "d_in d_out"]:
-    """Dequantise a whole map, float32."""
+    """Dequantize a whole map, float32."""
     if form.kind == "int8":
         return leaves["codes"].astype(jnp.float32) * _channel_scales(leaves)
     return _wide(leaves["codes"], dequantized_absmax(form, leaves))
@@ -295,7 +295,7 @@ def _channel_scales(leaves: MapLeaves) -> Float[Array, " d_out"]:
 
 
 def _wide(codes: Array, absmax: Array) -> Array:
-    """Dequantise an nf4 map, or a part of it that begins with a block."""
+    """Dequantize an nf4 map, or a part of it that begins with a block."""
     both = jnp.stack([codes >> 4, codes & 15], axis=1).reshape(-1, codes.shape[1])  # two inputs per byte
     values = nf4_values(both)
     if len(values) == BLOCK * len(absmax):
@@ -307,7 +307,7 @@ def _wide(codes: Array, absmax: Array) -> Array:
 
 
 def _tile(form: Form, leaves: MapLeaves, index: Array, dtype: Any) -> Array:
-    """Dequantise a tile of the map in `dtype`; an int8 one without channel scales, which the product applies."""
+    """Dequantize a tile of the map in `dtype`; an int8 one without channel scales, which the product applies."""
     side, count = form.tiles()
     size = (form.d_in if side == "in" else form.d_out) // count
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=0 if side == "in" else 1)
@@ -327,7 +327,7 @@ def _over_tiles(form: Form, x: Array, leaves: MapLeaves, dtype: Any, *, transpos
     adds = (side == "in") != transposed  # tiles along the contracted dimension are summed, others concatenated
     if form.kind == "nf4":
         leaves = {"codes": leaves["codes"], "absmax": dequantized_absmax(form, leaves)}
-    # Gather shards along `fsdp` here, quantised; within the loop they would be gathered for every tile.
+    # Gather shards along `fsdp` here, quantized; within the loop they would be gathered for every tile.
     kind = "columns" if form.tiled == "in" else "rows"
     leaves = {name: placed(leaf, kind) if leaf.ndim == 2 else leaf for name, leaf in leaves.items()}
 
@@ -352,10 +352,10 @@ _opaque = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothi
 def quantized_product(
     form: Form, x_dtype: DTypeLike, dtype: DTypeLike, x: Float[Array, "*batch d_in"], leaves: dict[str, Array]
 ) -> Float[Array, "*batch d_out"]:
-    """Multiply `x` by a quantised map, which has no gradient; the backward pass saves only the quantised map.
+    """Multiply `x` by a quantized map, which has no gradient; the backward pass saves only the quantized map.
 
     Args:
-      form: the map's quantised form.
+      form: the map's quantized form.
       x_dtype: the dtype of x, in which tiles are multiplied.
       dtype: the dtype of the output.
       x: the input.
@@ -384,7 +384,7 @@ quantized_product.defvjp(_product_forward, _product_backward)
 
 
 class QuantizedLinear(Linear):
-    """A frozen `Linear` with a quantised kernel: `codes` and scales in place of `kernel`; the bias is not quantised.
+    """A frozen `Linear` with a quantized kernel: `codes` and scales in place of `kernel`; the bias is not quantized.
 
     It is not constructed directly: `quantize_modules` converts a `Linear`.
     """
@@ -412,7 +412,7 @@ class QuantizedLinear(Linear):
         return checkpoint_name(y, PRODUCT)
 
     def dequantized(self) -> Float[Array, "*layers d_in d_out"]:
-        """Dequantise the whole kernel, float32; not meant for use in every step."""
+        """Dequantize the whole kernel, float32; not meant for use in every step."""
         make = functools.partial(dequantized, self.form)
         return (jax.vmap(make) if self.layers is not None else make)(self.leaves())
 
@@ -429,9 +429,9 @@ class QuantizedLinear(Linear):
 
 
 def quantizable(model: nnx.Module) -> dict[str, str]:
-    """The maps that are quantised, by the last part of their paths, and the dimension along which each is tiled.
+    """The maps that are quantized, by the last part of their paths, and the dimension along which each is tiled.
 
-    These are all linear maps within the blocks; embedding, norms and head are not quantised.
+    These are all linear maps within the blocks; embedding, norms and head are not quantized.
     """
     roles: Mapping[str, str] = getattr(type(model), "site_roles", {})
     sides = {"q": "in", "k": "in", "v": "in", "gate": "in", "up": "in", "o": "out", "down": "out"}
@@ -439,7 +439,7 @@ def quantizable(model: nnx.Module) -> dict[str, str]:
 
 
 def chosen_forms(model: nnx.Module, quantization: Quantization) -> dict[tuple[Any, ...], Form]:
-    """The form of each map of a model that `quantization` quantises, by the path of its module.
+    """The form of each map of a model that `quantization` quantizes, by the path of its module.
 
     Raises:
       UserError: `quantization.wo` is set for a model without `kept_wide`.
@@ -449,7 +449,7 @@ def chosen_forms(model: nnx.Module, quantization: Quantization) -> dict[tuple[An
     kept: tuple[str, ...] = getattr(type(model), "kept_wide", ())
     if quantization.wo and not kept:
         raise UserError(
-            f"quantize_wo is for a T5; a {type(model).__name__} has no wo, and all of its blocks' maps are quantised "
+            f"quantize_wo is for a T5; a {type(model).__name__} has no wo, and all of its blocks' maps are quantized "
             "anyway; leave it out."
         )
     sides, forms = quantizable(model), {}
@@ -490,7 +490,7 @@ def fill_quantized(
     leaves_of: Callable[[str, Form], Mapping[str, np.ndarray]],
     place: Devices,
 ) -> None:
-    """Fill the leaves of quantised modules, with one stacked map on the host at a time.
+    """Fill the leaves of quantized modules, with one stacked map on the host at a time.
 
     Args:
       model: the model, converted by `quantize_modules`.
@@ -522,7 +522,7 @@ def fill_quantized(
 
 
 def from_kernels(read: Read) -> Callable[[str, Form], Mapping[str, np.ndarray]]:
-    """A `leaves_of` for `fill_quantized` that quantises kernels read by `read`."""
+    """A `leaves_of` for `fill_quantized` that quantizes kernels read by `read`."""
 
     def leaves_of(module: str, form: Form) -> Mapping[str, np.ndarray]:
         shape = (form.d_in, form.d_out)
@@ -533,12 +533,12 @@ def from_kernels(read: Read) -> Callable[[str, Form], Mapping[str, np.ndarray]]:
 
 
 def is_quantized(model: nnx.Module) -> bool:
-    """Whether a model has quantised maps."""
+    """Whether a model has quantized maps."""
     return quantization_of(model) is not None
 
 
 def quantization_of(model: nnx.Module) -> str | None:
-    """A model's quantisation in `Quantization`'s string form, such as `nf4,double`; None if nothing is quantised.
+    """A model's quantization in `Quantization`'s string form, such as `nf4,double`; None if nothing is quantized.
 
     For a model with maps of several kinds, which only foreign files have, the kinds are joined: `int8+nf4`.
     """

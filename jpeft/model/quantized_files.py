@@ -1,4 +1,4 @@
-"""Writes a quantised copy of a model's files, one map at a time, so that the whole model is never in memory.
+"""Writes a quantized copy of a model's files, one map at a time, so that the whole model is never in memory.
 
 The output is what `transformers` and bitsandbytes write: `config.json` with a `quantization_config`, and
 `model.safetensors` or, for larger models, shards with an index.
@@ -30,8 +30,8 @@ class QuantizedFiles:
     """A summary of written files.
 
     Attributes:
-      maps: the number of quantised maps.
-      wide: the number of weights that were not quantised.
+      maps: the number of quantized maps.
+      wide: the number of weights that were not quantized.
       files: the number of weight files.
       bytes: the size of all tensors.
       bytes_before: the size of the weights that were read.
@@ -100,25 +100,25 @@ def write_quantized(
     on_tensor: Callable[[], None] = lambda: None,
     most_bytes: int = MOST_BYTES,
 ) -> QuantizedFiles:
-    """Quantise a model's linear maps and write its config and weights.
+    """Quantize a model's linear maps and write its config and weights.
 
     Args:
       filling: the model, whose weights are not yet read.
       directory: an existing directory to write to.
-      quantization: how to quantise.
+      quantization: how to quantize.
       dtype: the dtype of the other weights; None keeps each weight's own.
       on_tensor: called after each of the `tensor_count` weights.
       most_bytes: the largest size of a shard, unless a single map takes more.
 
     Raises:
-      UserError: the files are quantised already, or the family or a map's width does not allow it; nothing is written.
+      UserError: the files are quantized already, or the family or a map's width does not allow it; nothing is written.
       RunFailed: a file is damaged.
     """
     model, source = filling.model, filling.source
     if filling.checkpoint.packed is not None:
         kind = next(iter(filling.checkpoint.packed.maps.values())).kind
         raise UserError(
-            f"{source} is in {kind} already, and is not quantised a second time; use it as it is, or give the original "
+            f"{source} is in {kind} already, and is not quantized a second time; use it as it is, or give the original "
             "in 16 or 32 bits."
         )
     family = family_with(model.config)

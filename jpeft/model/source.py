@@ -230,7 +230,7 @@ def load_config(name: str, *, what: str = "model.name", flag: str = "--config.mo
 
 
 def load_quantization(name: str, *, what: str = "model.name", flag: str = "--config.model.name") -> Quantization | None:
-    """The quantisation of a model's files; None if they are not quantised. Arguments and errors as of `resolve`."""
+    """The quantization of a model's files; None if they are not quantized. Arguments and errors as of `resolve`."""
     if any(name in family.released for family in families()) and not Path(name).is_dir():
         return None
     return quantization_in(resolve(name, what=what, flag=flag))

@@ -345,7 +345,7 @@ class T5(nnx.Module):
         **{f"{part}_norm": "norm" for part in ("self_attention", "cross_attention", "feed_forward", "final")},
         **{"shared": "vocabulary", "encoder_input": "input"},
     }
-    # Maps that are quantised only on request: the sums of `wo` overflow half precision.
+    # Maps that are quantized only on request: the sums of `wo` overflow half precision.
     kept_wide: ClassVar[tuple[str, ...]] = ("wo",)
 
     def __init__(self, config: T5Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):

@@ -24,7 +24,7 @@ _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 # Names of the embedding; a file may hold it under any of these, or under several as copies.
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _HEAD = "lm_head.weight"
-KEPT_WIDE = ("lm_head", "wo")  # modules that `quantization_config` lists as not quantised
+KEPT_WIDE = ("lm_head", "wo")  # modules that `quantization_config` lists as not quantized
 
 
 def hub_module(path: str) -> str:
@@ -112,7 +112,7 @@ def load(
       stored_dtype: the dtype of the weights in memory; None is `dtype`.
       dropout_rate: the dropout rate in training; None takes the checkpoint's.
       place: maps a weight's path and shape to the devices that hold it.
-      quantization: how to quantise the linear maps within the blocks; None leaves them as the files have them.
+      quantization: how to quantize the linear maps within the blocks; None leaves them as the files have them.
 
     Raises:
       UserError: as `open_filling` and `chosen_forms`.

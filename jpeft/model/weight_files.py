@@ -54,7 +54,7 @@ class Checkpoint(abc.ABC):
 
     @property
     def packed(self) -> Packed | None:
-        """The quantised maps, which `read` dequantises to float32; None if there are none."""
+        """The quantized maps, which `read` dequantizes to float32; None if there are none."""
         return None
 
 
@@ -268,12 +268,12 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def quantization_in(directory: Path) -> Quantization | None:
-    """The quantisation of most maps of a directory's files; None if there are no files, or none is quantised.
+    """The quantization of most maps of a directory's files; None if there are no files, or none is quantized.
 
     Raises as `open_checkpoint`, for safetensors.
     """
     first = next((name for name, index in INDEXES.items() if any((directory / n).is_file() for n in (name, index))), "")
-    if is_gguf(directory) or not first.endswith(".safetensors"):  # other formats hold no quantised maps
+    if is_gguf(directory) or not first.endswith(".safetensors"):  # other formats hold no quantized maps
         return None
     packed = open_checkpoint(directory).packed
     if packed is None:

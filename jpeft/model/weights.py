@@ -54,15 +54,15 @@ class Filling(Generic[Model]):
     hub_weight: Callable[[str], tuple[str, bool]]
 
     def fill(self, dtype: Any, place: Devices, quantization: Quantization | None = None) -> None:
-        """Read all weights, quantising maps one by one; maps that are quantised in the files are taken as they are.
+        """Read all weights, quantizing maps one by one; maps that are quantized in the files are taken as they are.
 
         Args:
-          dtype: the dtype of the weights that are not quantised; None keeps each weight's own.
+          dtype: the dtype of the weights that are not quantized; None keeps each weight's own.
           place: maps a weight's path and shape to the devices that hold it.
-          quantization: how to quantise the model; None leaves it as the files are.
+          quantization: how to quantize the model; None leaves it as the files are.
 
         Raises:
-          UserError: as `chosen_forms` and `quantize`; or the files are quantised in another way than asked for.
+          UserError: as `chosen_forms` and `quantize`; or the files are quantized in another way than asked for.
           RunFailed: a file is damaged.
         """
         packed, model = self.checkpoint.packed, self.model
@@ -80,7 +80,7 @@ class Filling(Generic[Model]):
                     f"{self.source} is in {found}, and {asked} is asked for, to which it is not converted; give the "
                     "original in 16 or 32 bits, or leave quantization open (auto)."
                 )
-        if stored_forms:  # of a quantised file's unquantised maps, only `kept_wide` may be quantised
+        if stored_forms:  # of a quantized file's unquantized maps, only `kept_wide` may be quantized
             kept = getattr(type(model), "kept_wide", ())
             forms = {path: form for path, form in forms.items() if path in stored_forms or str(path[-1]) in kept}
         forms = {**forms, **stored_forms}
@@ -103,18 +103,18 @@ class Filling(Generic[Model]):
         fill_quantized(model, forms, leaves_of, place)
 
     def lost_by(self, quantization: Quantization) -> Callable[[str], np.ndarray | None]:
-        """The quantisation error of each map, for LoftQ.
+        """The quantization error of each map, for LoftQ.
 
         Returns:
           A function from the path of a layer's map, such as `encoder/layers/0/self_attention/q`, to its original minus
-          its quantised kernel, `[d_in, d_out]`; None for a map that is not quantised. Each call reads one map.
+          its quantized kernel, `[d_in, d_out]`; None for a map that is not quantized. Each call reads one map.
 
         Raises:
-          UserError: the files are quantised, so that the original is not known.
+          UserError: the files are quantized, so that the original is not known.
         """
         if self.checkpoint.packed is not None:
             raise UserError(
-                f"{self.source} is quantised already, so that its quantisation error is not known; give the original "
+                f"{self.source} is quantized already, so that its quantization error is not known; give the original "
                 "in 16 or 32 bits."
             )
         by_path, forms = chosen_forms(self.model, quantization), {}
@@ -204,11 +204,11 @@ def _a_few(names: list[str] | set[str]) -> str:
 
 
 def quantization_entry(packed: Mapping[str, tuple[Form, Any]], wide: Sequence[str]) -> dict[str, Any]:
-    """The `quantization_config` entry of `config.json`, or an empty dict if no map is quantised.
+    """The `quantization_config` entry of `config.json`, or an empty dict if no map is quantized.
 
     Args:
-      packed: the quantised maps by path; only the forms, first in each pair, are used.
-      wide: names of modules that are listed as not quantised, unless `packed` has them.
+      packed: the quantized maps by path; only the forms, first in each pair, are used.
+      wide: names of modules that are listed as not quantized, unless `packed` has them.
     """
     if not packed:
         return {}

@@ -57,7 +57,7 @@ def test_a_part_of_a_weight_is_that_part_of_the_whole(made):
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "F16", "BF16"])
-def test_quantised_weights_are_the_numbers_that_the_quantisation_has(tmp_path, kind):
+def test_quantized_weights_are_the_numbers_that_the_quantization_has(tmp_path, kind):
     kind = GGMLQuantizationType[kind]
     values = llama_weights()
     write_llama(tmp_path / "a.gguf", values, kind=kind)

@@ -174,7 +174,7 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_product_and_gradient_are_those_of_the_dequantised_map(form, dtype):
+def test_product_and_gradient_are_those_of_the_dequantized_map(form, dtype):
     leaves = on_device(quantize(kernel_of(form.d_in, form.d_out), form))
     side, count = form.tiles()
     assert count >= 2 and (side == form.tiled or form.d_in % 64)
@@ -315,7 +315,7 @@ def test_every_method_on_few_bits_is_as_on_their_numbers(name, directory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_and_scores_are_those_of_the_dequantised_weights(kind, directory):
+def test_answers_and_scores_are_those_of_the_dequantized_weights(kind, directory):
     model = t5_weights.load(directory, quantization=KINDS[kind])
     tokens = make_batch(SMALL, rows=2, enc_len=8, dec_len=4, seed=5)["encoder_input_tokens"]
     labels = jnp.asarray([[0, 7, 9, 0, 8, 11]] * 2), jnp.asarray([[7, 9, 1, 8, 11, 1]] * 2)
@@ -330,7 +330,7 @@ def test_answers_and_scores_are_those_of_the_dequantised_weights(kind, directory
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4)
 
 
-def test_what_is_quantised_and_what_stays(directory):
+def test_what_is_quantized_and_what_stays(directory):
     model = t5_weights.load(directory, quantization=Quantization("nf4"), dtype=jnp.bfloat16)
     kept = {name.split("/", 3)[-1] for name in named_leaves(model, Quantized)}
     assert {name.rpartition("/")[2] for name in kept} == {"codes", "absmax"}

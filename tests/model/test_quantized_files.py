@@ -109,7 +109,7 @@ def test_the_command_writes_a_model_that_opens_with_all_that_belongs_to_it(tiny_
         (["{wide}", "--out", "{out}"], "has 16 inputs, no multiple of 64; it cannot be saved as nf4: take int8"),
         (["{wide}", "--out", "{out}", "--quantization", "none"], "--quantization is 'none'; expected int8, nf4"),
         (["{wide}", "--out", "{out}", "--quantization", "int4"], "expected one of auto, none, int8, nf4"),
-        (["{int8}", "--out", "{out}", "--quantization", "int8"], "is in int8 already, and is not quantised a second"),
+        (["{int8}", "--out", "{out}", "--quantization", "int8"], "is in int8 already, and is not quantized a second"),
         (["nobody", "--out", "{out}"], "MODEL 'nobody' is no directory here"),
     ],
 )

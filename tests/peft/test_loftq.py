@@ -99,7 +99,7 @@ def test_what_it_cannot_begin_with_is_refused(directory, tmp_path):
         with pytest.raises(jpeft.UserError, match=says):
             jpeft.attach(model, method, where=where, wide=given)
     t5_weights.save(base, tmp_path)
-    with pytest.raises(jpeft.UserError, match="is quantised already, so that its quantisation error is not"):
+    with pytest.raises(jpeft.UserError, match="is quantized already, so that its quantization error is not"):
         jpeft.attach(base, METHOD, wide=tmp_path)
     asked = {"method": {"name": "lora", "reading": "official", "lora_init": "loftq"}}
     with pytest.raises(jpeft.UserError, match="set model.quantization=nf4, model.double_quantization=True, model.quan"):
