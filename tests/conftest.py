@@ -25,6 +25,7 @@ os.environ["XLA_FLAGS"] += " --xla_allow_excess_precision=false"
 
 from tests import type_checks  # noqa: F401, I001  (before anything of the package is imported)
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,8 @@ def _shared_contexts(make, programs: int = 256):
 if hasattr(mlir, "make_ir_context"):  # private, so it may be gone some day
     mlir.make_ir_context = _shared_contexts(mlir.make_ir_context)
 
+hypothesis.settings.register_profile("jpeft", deadline=None)  # the machine may be busy, and a first call imports
+hypothesis.settings.load_profile("jpeft")
 pytest.register_assert_rewrite("tests.serve.alike")  # its failed assertions then show values
 
 TINY = T5Config(

@@ -8,6 +8,7 @@ from rich.console import Console
 from benchmarks import compare
 
 
+@pytest.mark.reference  # the comparison names the version of PyTorch
 def test_the_cache_of_a_start_is_that_processs_alone(monkeypatch, tmp_path):
     monkeypatch.setenv("JPEFT_CACHE", str(tmp_path))
     caches = []

@@ -621,7 +621,7 @@ _NAMES: dict[str, Sequence[str]] = {
     ).split(", "),
     "techco": (
         "Axiom, Bitforge, Cirrus, Datapine, Eclipse Labs, Fluxnet, Gridline, Helio, Inkwell, Jumpgate, Kernelworks, "
-        "Lumenta, Montrell, Norbeck, Orbitel, Pixelry, Quantiz, Stellan"
+        "Lumenta, Montrell, Norbeck, Orbitel, Pixelry, Quantis, Stellan"
     ).split(", "),
 }
 
