@@ -70,13 +70,14 @@ def test_answers_with_caches_are_those_of_whole_passes(kind, key):
         config = TINY_DECODERS[kind]
         model = filled(adapted(random_decoder(config if config.windowed else one_layer(config))), key)
     inputs = np.array(tokens_of(model.config))
-    inputs[1, 4:] = 0
+    padding = model.config.padding_id
+    inputs[1, 4:] = padding
     found = np.asarray(jax.jit(lambda m, x: greedy(m, x, max_length=5).tokens)(model, jnp.asarray(inputs)))
     for row, prompt in zip(found, inputs, strict=True):
         if kind == "t5":
             logits = forward(model, prompt[None], np.pad(row, (1, 0))[None, :-1])[0]
         else:
-            prompt = prompt[prompt != 0]
+            prompt = prompt[prompt != padding]
             logits = forward(model, np.concatenate([prompt, row])[None])[0][len(prompt) - 1 : -1]
         real = np.arange(5) <= (np.argmax(row == 1) if 1 in row else 5)
         np.testing.assert_array_equal(row[real], np.argmax(logits, axis=-1)[real])
