@@ -1,21 +1,14 @@
 """The house: no room stands on itself through others, and the picture of docs/design.md is of today's imports."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "scripts" / "draw_rooms.py"
+from tests.script import imported
 
 
 @pytest.fixture(scope="module")
 def rooms():
-    spec = importlib.util.spec_from_file_location("draw_rooms", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with imported("draw_rooms") as module:
+        yield module
 
 
 def test_there_is_no_circle_and_the_methods_know_no_model(rooms):

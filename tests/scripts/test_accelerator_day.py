@@ -1,28 +1,22 @@
 """`scripts/accelerator_day.py`: failed and slow pieces are recorded, and the page shows the results that exist."""
 
 import dataclasses
-import importlib.util
 import json
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jpeft.peft.methods import METHODS
 from tests.conftest import of_devices
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "accelerator_day.py"
+from tests.script import imported
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("accelerator_day", SCRIPT)
-    sys.modules["accelerator_day"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["accelerator_day"]
+    with imported("accelerator_day") as module:
+        yield module
 
 
 def python(script, code: str, *, limit: float = 20.0, part: str = "laws", name: str = "a piece"):

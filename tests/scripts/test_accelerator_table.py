@@ -1,21 +1,14 @@
 """`scripts/accelerator_table.py`: what it is asked to plan is what it plans."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "accelerator_table.py"
+from tests.script import imported
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("accelerator_table", SCRIPT)
-    sys.modules["accelerator_table"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["accelerator_table"]
+    with imported("accelerator_table") as module:
+        yield module
 
 
 @pytest.fixture
