@@ -36,16 +36,8 @@ class Shelf:
         own_name = self._root.name if _is_plain(self._root.name) else "adapter"
         self._only = own_name if _is_adapter_itself(self._root) else None
 
-    def names(self) -> list[str]:
-        """The names of the adapters in the directory now."""
-        return self.survey()[0]
-
-    def not_served(self) -> dict[str, str]:
-        """The directories and links that cannot be served, each with the reason in one line."""
-        return self.survey()[1]
-
     def survey(self) -> tuple[list[str], dict[str, str]]:
-        """`names` and `not_served`, reading every directory once."""
+        """The names of the adapters in the directory now, and what cannot be served, with the reason in one line."""
         found = self._look_at_all()
         names = sorted(name for name, here in found.items() if isinstance(here, Path))
         return names, {name: here for name, here in sorted(found.items()) if isinstance(here, str)}

@@ -67,12 +67,12 @@ def test_links_that_lead_out_are_not_there(shelf, tmp_path):
     for name in ("linked", "files", "run"):
         with pytest.raises(NotOnShelf):
             shelf.find(name)
-    assert shelf.names() == ["mine"]
+    assert shelf.survey()[0] == ["mine"]
 
 
 def test_links_within_the_directory_lead_on(shelf, tmp_path):
     (tmp_path / "shelf/alias").symlink_to(tmp_path / "shelf/mine")
-    assert shelf.names() == ["alias", "mine"]
+    assert shelf.survey()[0] == ["alias", "mine"]
     assert (shelf.find("alias") / "jpeft_adapter.json").is_file()
 
 
@@ -86,21 +86,21 @@ def test_what_is_no_adapter_is_not_there(shelf, tmp_path):
     (tmp_path / "shelf/empty").mkdir()
     (tmp_path / "shelf/dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "shelf/round").symlink_to(tmp_path / "shelf/round")
-    assert shelf.names() == ["mine"]
-    assert sorted(shelf.not_served()) == ["dangling", "empty", "round"]  # a plain file is not an adapter
+    assert shelf.survey()[0] == ["mine"]
+    assert sorted(shelf.survey()[1]) == ["dangling", "empty", "round"]  # a plain file is not an adapter
 
 
 @pytest.mark.parametrize("name", ["my run", "lr=3e-4,rank(8)", "a+b@c", "0", "r" * 128])
 def test_names_as_people_give_them_are_served(name, shelf, tmp_path):
     write_adapter(tmp_path / "shelf" / name)
-    assert shelf.names() == sorted([name, "mine"]) and shelf.find(name).name == name
+    assert shelf.survey()[0] == sorted([name, "mine"]) and shelf.find(name).name == name
 
 
 @pytest.mark.parametrize("name", ["r" * 129, "-rf", "%41", "a\nb", "größe", "a:b", "a\\b", "\udce9"])
 def test_other_names_are_named_with_the_rule(name, shelf, tmp_path):
     write_adapter(tmp_path / "shelf" / name)
-    assert shelf.names() == ["mine"]
-    ((shown, reason),) = shelf.not_served().items()
+    assert shelf.survey()[0] == ["mine"]
+    ((shown, reason),) = shelf.survey()[1].items()
     assert "is not plain" in reason and shown.encode()
     with pytest.raises(NotOnShelf):
         shelf.find(name)
@@ -108,8 +108,8 @@ def test_other_names_are_named_with_the_rule(name, shelf, tmp_path):
 
 def test_links_are_followed_where_the_operator_says_so(shelf, tmp_path):
     (tmp_path / "shelf/linked").symlink_to(tmp_path / "secret")
-    assert Shelf(tmp_path / "shelf", follow_links=True).names() == ["linked", "mine"]
-    assert "--follow-links" in shelf.not_served()["linked"]
+    assert Shelf(tmp_path / "shelf", follow_links=True).survey()[0] == ["linked", "mine"]
+    assert "--follow-links" in shelf.survey()[1]["linked"]
 
 
 def test_a_shelf_has_to_be_a_directory(tmp_path):
@@ -122,10 +122,10 @@ def test_a_run_or_an_adapter_may_be_the_shelf_itself(tmp_path):
     (tmp_path / "my run/config.json").write_text("{}")
     (tmp_path / "my run/checkpoint").mkdir()
     run = Shelf(tmp_path / "my run")
-    assert run.names() == ["my run"] and run.find("my run").name == "adapter" and run.not_served() == {}
+    assert run.survey()[0] == ["my run"] and run.find("my run").name == "adapter" and run.survey()[1] == {}
     write_adapter(tmp_path / "größe")
     alone = Shelf(tmp_path / "größe")
-    assert alone.names() == ["adapter"] and alone.find("adapter").name == "größe"
+    assert alone.survey()[0] == ["adapter"] and alone.find("adapter").name == "größe"
     for name in ("checkpoint", "..", "größe", "other"):
         for shelf in (run, alone):
             with pytest.raises(NotOnShelf):
