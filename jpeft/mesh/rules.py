@@ -71,16 +71,12 @@ def leaf_name(path: Sequence[Any]) -> str:
 
     The name leaves out the stack, the segment, and whatever contains the model's tree, such as an optimizer's state.
     """
-    parts = _parts(path)
+    parts = [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
     if "segments" in parts:
         parts = parts[parts.index("segments") + 2 :]
     elif any(part in _ROOTS for part in parts):
         parts = parts[next(i for i, part in enumerate(parts) if part in _ROOTS) :]
     return "/".join(part for part in parts if part not in _OMITTED)
-
-
-def _parts(path: Sequence[Any]) -> list[str]:
-    return [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
 
 
 _ROOTS = frozenset(name for family in families() for name in family.modules)
@@ -104,13 +100,21 @@ def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
     if not shape:
         return P()
     name = leaf_name(path)
-    is_added = "adapter" in _parts(path)  # such a leaf may have the name of a weight, and another shape
+    is_added = _is_within_an_adapter(path)  # such a leaf may have the name of a weight, and another shape
     spec = None if is_added else _spec_of_weight(name)  # compared with None, since an empty spec is falsy
     spec = _spec_of_leaf(name) if spec is None else spec
     spec = P() if spec is None and is_added else spec
     if spec is not None:
         return P(None, *spec) if is_stacked(tuple(path)) else spec
     raise LookupError(f"no sharding rule for {jax.tree_util.keystr(tuple(path))} ({name}) of shape {tuple(shape)}.")
+
+
+def _is_within_an_adapter(path: Sequence[Any]) -> bool:
+    """Whether a leaf belongs to a module that a method added, and does not take the place of one of the base's weights.
+
+    A model's tree has keys; the field `TrainState.adapter`, which contains all that trains, is an attribute.
+    """
+    return any(getattr(part, "key", None) == "adapter" for part in path)
 
 
 def _spec_of_weight(name: str) -> P | None:

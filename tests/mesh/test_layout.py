@@ -141,6 +141,23 @@ def test_heads_widths_and_vocabulary_are_cut_and_the_optimizer_follows():
     assert of_moments == [s for s in of_adapter * 2 if s.spec != P()]  # first and second moments
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_trains_is_cut_alike_wherever_it_is(method):
+    """In the state of a run, in its moments, by itself; and full tuning's leaves like the weights that they replace."""
+    base, state, _ = trees(method, "paper")
+    layout = Layout.of_devices(fsdp=2, model=2)
+    alone = layout.shardings(state.adapter)
+    in_state = layout.shardings(state)
+    assert in_state.adapter == alone
+    cut = lambda tree: [s.spec for s in jax.tree.leaves(tree) if any(s.spec)]
+    assert cut(in_state.opt_state) == cut(alone) * 2
+    if method == "full":
+        original, _, _ = trees("lora", "paper")
+        weights = layout.shardings(original)
+        assert jax.tree.leaves(alone) == jax.tree.leaves(weights) and not jax.tree.leaves(base)
+        assert cut(alone)
+
+
 @pytest.mark.parametrize(
     ("mesh", "says"),
     [
