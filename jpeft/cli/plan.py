@@ -274,6 +274,8 @@ class _One:
         from rich.console import Console
         from rich.table import Table
 
+        from jpeft.plan.memory import may_score_unknown_labels
+
         plan, device, memory = self.plan, self.target.device, self.target.memory
         run, console = plan.run, Console()
         print(self.target.first_line())
@@ -293,6 +295,8 @@ class _One:
             f"{plan.lengths.input} + {plan.lengths.target} tokens; remat {run.model.remat}; "
             f"keys and values of generation {size(plan.held.cache)}"
         )
+        if may_score_unknown_labels(run):
+            print("note: if the rows have labels, the run may score them; that is not planned, since no rows are read")
         for name, program in plan.programs.items():
             calls = plan.calls(name)
             if program.refused:

@@ -89,7 +89,7 @@ class Compiler(Protocol):
         ...
 
     def compile(self, run: Run, lengths: Lengths, step: str) -> Compiled:
-        """Compiles the program of one step of `jpeft.plan.memory.STEPS`.
+        """Compiles the program of one step of `jpeft.plan.memory.steps_of`.
 
         Raises:
           RunFailed: the compiler failed or ran out of time.

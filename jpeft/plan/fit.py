@@ -10,7 +10,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.model.stack import REMAT_POLICIES
 from jpeft.plan.compile import Compiled, Compiler
 from jpeft.plan.devices import Device
-from jpeft.plan.memory import STEPS, Held, Lengths, longest_lengths
+from jpeft.plan.memory import ANSWERS, Held, Lengths, longest_lengths, steps_of
 from jpeft.train import fitting
 
 USABLE = 0.9  # share of a device's memory; the rest is for the driver, fragmentation and what no plan foresees
@@ -50,7 +50,7 @@ class Plan:
       run: the planned run, without any `auto` in the settings that are chosen by what fits.
       lengths: the padded lengths of its batches.
       held: bytes that are on each device throughout the run.
-      programs: by step of `STEPS`; `train` is one micro-batch.
+      programs: by step of `jpeft.plan.memory.steps_of`; `train` is one micro-batch.
       compiler: which compiler made them, in words.
     """
 
@@ -67,7 +67,7 @@ class Plan:
 
     def needs(self, step: str) -> int:
         """Bytes that a step needs on each device in addition to `held`."""
-        return self.programs[step].bytes + (self.held.answering if step == "generation" else 0)
+        return self.programs[step].bytes + (self.held.answering if step in ANSWERS else 0)
 
     @property
     def refused(self) -> dict[str, str]:
@@ -114,14 +114,16 @@ def make_plan(
     """
     lengths, run = lengths or longest_lengths(run), run.mildest()
     held, programs = compiler.held(run, lengths), {}
-    for number, step in enumerate(STEPS, 1):
-        report(f"compiles {step} ({number} of {len(STEPS)}){_sizes(run, lengths, step)}")
+    steps = steps_of(run)
+    for number, step in enumerate(steps, 1):
+        report(f"compiles {step} ({number} of {len(steps)}){_sizes(run, lengths, step)}")
         programs[step] = compiler.compile(run, lengths, step)
     return Plan(run, lengths, held, programs, compiler.words)
 
 
 def _sizes(run: Run, lengths: Lengths, step: str) -> str:
-    rows = dict(zip(("train", "validation"), run.rows(), strict=True)) | {"generation": run.rows()[1]}
+    trained, evaluated = run.rows()
+    rows = {"train": trained, "validation": evaluated} | dict.fromkeys(ANSWERS, evaluated)
     return f": {rows[step]} x ({lengths.input} + {lengths.target} tokens)" if step in rows else ""
 
 
@@ -159,8 +161,9 @@ def fitted(
 
     def needs_evaluation(changed: Run) -> int:
         report(f"does it fit with {changed.rows()[1]} rows evaluated at once?")
-        generation = _needs(compiler.compile(changed, lengths, "generation"), room) + held.answering
-        return max(generation, _needs(compiler.compile(changed, lengths, "validation"), room))
+        of_step = lambda step: _needs(compiler.compile(changed, lengths, step), room)
+        answers = [of_step(step) + held.answering for step in steps_of(changed) if step in ANSWERS]
+        return max(*answers, of_step("validation"))
 
     try:
         settled = fitting.mildest_fitting(
@@ -341,5 +344,6 @@ def _program_key(run: Run) -> str:
         name: getattr(run.train, name)
         for name in ("batch_size", "accumulation_steps", "weight_decay", "clip_grad_norm", "label_smoothing")
     }
-    parts = (run.model, run.method, run.ablation, run.eval.batch_size, run.eval.num_beams, run.mesh, train)
+    evaluation = run.eval.batch_size, run.eval.num_beams, run.eval.answer
+    parts = (run.model, run.method, run.ablation, evaluation, run.mesh, train)
     return repr((parts, longest_lengths(run)))

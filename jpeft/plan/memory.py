@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jpeft.config import Run
+from jpeft.eval.labels import PackedLabels, answer_in_use
 from jpeft.mesh.layout import Layout, bytes_on_a_device
 from jpeft.model.family import compute_dtype, family_with
 from jpeft.model.quantized import Quantization, chosen_forms, quantize_modules
@@ -26,7 +28,9 @@ from jpeft.train.schedule import constant
 from jpeft.train.setup import selection
 from jpeft.train.step import init_state
 
-STEPS = ("train", "update", "validation", "generation")
+STEPS = ("train", "update", "validation", "generation")  # of every run
+SCORING = "scoring"  # of a run that chooses among labels (`steps_of`)
+ANSWERS = ("generation", SCORING)  # steps in the layout of answers, beside `Held.answering`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,20 @@ def longest_lengths(run: Run) -> Lengths:
     )
 
 
+def steps_of(run: Run) -> tuple[str, ...]:
+    """The steps of a run: `STEPS`, and `SCORING` if it chooses among the labels of its task."""
+    return (*STEPS, SCORING) if _scored_labels(run) else STEPS
+
+
+def may_score_unknown_labels(run: Run) -> bool:
+    """Whether the run may choose among labels that are in its rows only, which a plan does not read.
+
+    Its plan then lacks `SCORING`.
+    """
+    task = run.build_task()
+    return task.is_custom and run.eval.answer != "generate" and run.data.kind != "generation"
+
+
 def describe(
     run: Run, lengths: Lengths, devices: Sequence[Any] | None = None, *, auto_dtype: str = "auto"
 ) -> Described:
@@ -117,6 +135,7 @@ def describe(
         layout,
         max_length=lengths.target,
         num_beams=run.eval.num_beams,
+        labels=_packed_labels(run, lengths),
         label_smoothing=run.train.label_smoothing,
         method=method,
         parts=parts_apart(layout, method, _config_of(run).dropout_rate),
@@ -129,6 +148,14 @@ def describe(
     answering = programs.answering.layout
     moved = answering.describe((state.adapter, base))
     trained, evaluated = family.batch_shapes(train_rows, shape), family.batch_shapes(eval_rows, shape)
+    steps = {
+        "train": (programs.accumulate, (sums, state.adapter, base, key, scalar, scalar, trained)),
+        "update": (programs.update, (state, sums, constant(0.0))),
+        "validation": (programs.loss, (state.adapter, base, evaluated)),
+        "generation": (programs.answering.generate, (*moved, inputs)),
+    }
+    if programs.answering.label_log_probs is not None:
+        steps[SCORING] = programs.answering.label_log_probs, (*moved, inputs)
     return Described(
         Held(
             weights=bytes_on_a_device(base),
@@ -139,25 +166,31 @@ def describe(
             answering=bytes_on_a_device(state.adapter)
             + (0 if programs.answering.move is None else bytes_on_a_device(moved)),
         ),
-        {
-            "train": programs.accumulate,
-            "update": programs.update,
-            "validation": programs.loss,
-            "generation": programs.answering.generate,
-        },
-        {
-            "train": (sums, state.adapter, base, key, scalar, scalar, trained),
-            "update": (state, sums, constant(0.0)),
-            "validation": (state.adapter, base, evaluated),
-            "generation": (*moved, inputs),
-        },
-        {"train": 1, "update": 1, "validation": 1, "generation": lengths.target},
+        {step: program for step, (program, _) in steps.items()},
+        {step: arguments for step, (_, arguments) in steps.items()},
+        dict.fromkeys(steps, 1) | {"generation": lengths.target},
     )
 
 
 def quantization_of_run(run: Run) -> Quantization | None:
     """The quantization of a run's base: as requested, else as in the model's files; None for float weights."""
     return run.quantization() or load_quantization(run.model.name)
+
+
+def _scored_labels(run: Run) -> tuple[str, ...]:
+    """The labels that the run's test chooses among by scoring; none if it generates its answers only."""
+    task = run.build_task()
+    return task.answers if answer_in_use(run.eval.answer, task) == "score" else ()
+
+
+def _packed_labels(run: Run, lengths: Lengths) -> PackedLabels | None:
+    """Labels as long as the run's longest target, which stand in for the run's own: no tokenizer is loaded."""
+    labels, config = _scored_labels(run), load_config(run.model.name)
+    if not labels:
+        return None
+    tokens = np.full(_up(len(labels) * lengths.target, 8), config.pad_token_id, np.int32)
+    segment_ids = np.minimum(np.arange(len(tokens)) // lengths.target, len(labels)).astype(np.int32)
+    return PackedLabels(labels, tokens, tokens, segment_ids, config.pad_token_id)
 
 
 def _config_of(run: Run) -> Any:

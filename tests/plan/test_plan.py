@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jpeft.cli import main
-from jpeft.config import Run
+from jpeft.config import MeshConfig, Run
 from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import split
 from jpeft.peft.full import Full
@@ -17,7 +17,7 @@ from jpeft.peft.methods import METHODS
 from jpeft.plan.compile import Workshop
 from jpeft.plan.devices import DEVICES
 from jpeft.plan.fit import make_plan, smallest_change
-from jpeft.plan.memory import Lengths
+from jpeft.plan.memory import STEPS, Lengths, describe, may_score_unknown_labels, steps_of
 from jpeft.train.optimizer import AdamW
 from jpeft.train.programs import parts_apart
 from jpeft.train.session import Session
@@ -117,6 +117,43 @@ def test_what_would_make_it_fit_is_found(run):
     train, before = other.run.train, plan.run.train
     assert train.batch_size * train.accumulation_steps == before.batch_size * before.accumulation_steps
     assert smallest_change(plan, HERE, plan.held.bytes / 2) is None
+
+
+def with_answer(run: Run, answer: str) -> Run:
+    return dataclasses.replace(run, eval=dataclasses.replace(run.eval, answer=answer))
+
+
+def test_scoring_labels_is_a_step_of_a_run_that_does_it(run):
+    generating, scoring = (with_answer(run(), answer) for answer in ("generate", "score"))
+    assert steps_of(with_answer(run(), "auto")) == steps_of(generating) == STEPS
+    assert steps_of(scoring) == (*STEPS, "scoring")
+    described = describe(scoring, LENGTHS)
+    assert "scoring" not in describe(generating, LENGTHS).programs
+    log_probs = described.programs["scoring"].traced(*described.arguments["scoring"]).out_info
+    assert log_probs.shape == (scoring.rows()[1], 4)  # of AG News's labels
+
+
+@pytest.mark.slow
+def test_a_plan_has_the_memory_of_scoring(run):
+    scoring = dataclasses.replace(with_answer(run(), "score"), mesh=MeshConfig(fsdp=4))
+    lines = []
+    plan = make_plan(scoring, HERE, LENGTHS, report=lines.append)
+    assert plan.needs("scoring") == plan.programs["scoring"].bytes + plan.held.answering
+    assert plan.held.answering > 0 and plan.programs["scoring"].flops > plan.programs["validation"].flops / 2
+    assert lines[-1] == "compiles scoring (5 of 5): 32 x (16 + 8 tokens)"
+    # Memory in which everything but scoring fits: fewer rows are evaluated at once.
+    others = max(plan.needs(step) for step in ("train", "validation", "generation"))
+    assert others < plan.needs("scoring")
+    other = smallest_change(plan, HERE, (plan.held.bytes + (others + plan.needs("scoring")) / 2) / 0.9)
+    assert other is not None and other.run.rows()[1] < plan.run.rows()[1]
+
+
+def test_labels_that_only_rows_have_are_left_out_and_named():
+    custom = Run.from_config({"model": {"name": "mini"}, "data": {"task": "custom", "path": "x.jsonl"}})
+    assert may_score_unknown_labels(custom) and steps_of(custom) == STEPS
+    assert not may_score_unknown_labels(with_answer(custom, "generate"))
+    text = dataclasses.replace(custom, data=dataclasses.replace(custom.data, kind="generation"))
+    assert not may_score_unknown_labels(text)
 
 
 @pytest.fixture
