@@ -166,7 +166,7 @@ class Packed:
         held = self.maps[name]
         return Form(held.kind, held.shape[1], held.shape[0], side, held.double)
 
-    def wide(self, name: str, part: Part) -> np.ndarray:
+    def dequantized(self, name: str, part: Part) -> np.ndarray:
         """Dequantize the slice `part` of the map called `name`, `[out, in]` float32."""
         return host_dequantized(self.form(name), self.leaves(name)).T[part]
 

@@ -67,10 +67,12 @@ def make_norm(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
 
 
 def make_linear(
-    config: DecoderConfig, name: str, d_in: int, d_out: int, rngs: nnx.Rngs, *, wide: bool = False
+    config: DecoderConfig, name: str, d_in: int, d_out: int, rngs: nnx.Rngs, *, float32_result: bool = False
 ) -> Linear:
     """Create the linear map called `name`, with a bias if the model has one there (`config.biases`)."""
-    return Linear(d_in, d_out, stddev=d_in**-0.5, rngs=rngs, wide=wide, has_bias=name in config.biases)
+    return Linear(
+        d_in, d_out, stddev=d_in**-0.5, rngs=rngs, float32_result=float32_result, has_bias=name in config.biases
+    )
 
 
 def rotated(
@@ -413,7 +415,7 @@ class Decoder(nnx.Module):
             self.embedding_norm = make_norm(config, config.d_model)
         self.decoder = DecoderStack(config, rngs=rngs)
         if not config.tie_word_embeddings:
-            self.lm_head = make_linear(config, "lm_head", config.d_model, config.vocab_size, rngs, wide=True)
+            self.lm_head = make_linear(config, "lm_head", config.d_model, config.vocab_size, rngs, float32_result=True)
         self.config = config
         self.dtype = jnp.dtype(dtype)
 

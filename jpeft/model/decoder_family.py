@@ -105,7 +105,7 @@ class DecoderFamily(Family):
             "decoder_loss_weights": counts,
         }
 
-    def widened(self, batches: Sequence[Batch], config: DecoderConfig) -> list[Batch]:
+    def padded_alike(self, batches: Sequence[Batch], config: DecoderConfig) -> list[Batch]:
         def lengths(batch: Batch) -> np.ndarray:  # of inputs and of targets
             target_length = batch["decoder_target_tokens"].shape[1]
             return np.array([batch["tokens"].shape[1] - target_length, target_length])

@@ -186,7 +186,7 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
-    def widened(self, batches: Sequence[Batch], config: Any) -> list[Batch]:
+    def padded_alike(self, batches: Sequence[Batch], config: Any) -> list[Batch]:
         """Pad batches further, so that all have the lengths of the longest inputs and targets among them."""
 
     @abc.abstractmethod

@@ -72,20 +72,27 @@ def _normal(key: Key[Array, ""], shape: tuple[int, ...], stddev: float | Array) 
 
 
 class Linear(nnx.Module):
-    """A linear map `x @ kernel`, plus a bias if it has one; the output has x's dtype, or float32 if `wide`."""
+    """A linear map `x @ kernel`, plus a bias if it has one; results have the dtype of x, or are `float32_result`s."""
 
     bias: nnx.Param
 
     def __init__(
-        self, d_in: int, d_out: int, *, stddev: float, rngs: nnx.Rngs, wide: bool = False, has_bias: bool = False
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        stddev: float,
+        rngs: nnx.Rngs,
+        float32_result: bool = False,
+        has_bias: bool = False,
     ):
-        self.wide = wide
+        self.float32_result = float32_result
         self.kernel = nnx.Param(_normal(rngs.params(), (d_in, d_out), stddev))
         if has_bias:
             self.bias = nnx.Param(jnp.zeros(d_out))
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        dtype = jnp.dtype(jnp.float32) if self.wide else x.dtype
+        dtype = jnp.dtype(jnp.float32) if self.float32_result else x.dtype
         y = self._product(x, dtype)
         if hasattr(self, "bias"):
             y = (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(dtype)

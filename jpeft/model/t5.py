@@ -354,7 +354,9 @@ class T5(nnx.Module):
         self.encoder = Stack(config, decoder=False, rngs=rngs)
         self.decoder = Stack(config, decoder=True, rngs=rngs)
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.d_model, config.vocab_size, stddev=config.d_model**-0.5, rngs=rngs, wide=True)
+            self.lm_head = Linear(
+                config.d_model, config.vocab_size, stddev=config.d_model**-0.5, rngs=rngs, float32_result=True
+            )
         self.config = config
         self.dtype = jnp.dtype(dtype)
 

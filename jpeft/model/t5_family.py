@@ -136,7 +136,7 @@ class T5Family(Family):
             "decoder_loss_weights": counts,
         }
 
-    def widened(self, batches: Sequence[Batch], config: T5Config) -> list[Batch]:
+    def padded_alike(self, batches: Sequence[Batch], config: T5Config) -> list[Batch]:
         filling = {
             "encoder_input_tokens": config.padding_id,
             "decoder_input_tokens": config.pad_token_id,

@@ -96,7 +96,7 @@ class _Safetensors(Checkpoint):
 
     def read(self, name: str, part: Part) -> np.ndarray:
         if self._packed is not None and name in self._packed.maps:
-            return self._packed.wide(name, part)
+            return self._packed.dequantized(name, part)
         return _as_weight(self._taken(name, lambda file: file.get_slice(name)[part]), self._file_of[name], name)
 
     def _taken(self, name: str, take: Callable[[Any], Any]) -> Any:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.arithmetic import added, rescaled, widened
+from jpeft.peft.arithmetic import added, at_least_float32, rescaled
 from jpeft.peft.interchange import NUMBER, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.lora import Lora, LowRank
 from jpeft.peft.method import AddedModules, LearningRates
@@ -36,7 +36,7 @@ class AdaLoraSite(nnx.Module):
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         inner = rescaled(x @ self.lora_a[...].astype(x.dtype), self.lora_e[...])
         update = inner @ self.lora_b[...].astype(x.dtype)
-        return added(compute(x), widened(update) * self.scale)
+        return added(compute(x), at_least_float32(update) * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         """The kernel and bias of a linear map that computes the same as kernel, bias and this adapter together.

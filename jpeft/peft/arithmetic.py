@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def widened(x: Array) -> Array:
+def at_least_float32(x: Array) -> Array:
     """`x` in float32, or in its own dtype where that is wider (float64)."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -35,4 +35,4 @@ _rescaled.defvjp(lambda x, scale: (_rescaled(x, scale), (x, scale)), _rescaled_b
 
 def added(y: Float[Array, "*batch width"], *more: Float[Array, "..."]) -> Float[Array, "*batch width"]:
     """The sum of all arguments in float32, rounded once to the dtype of `y`."""
-    return sum(map(widened, more), widened(y)).astype(y.dtype)
+    return sum(map(at_least_float32, more), at_least_float32(y)).astype(y.dtype)

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import UserError
-from jpeft.peft.arithmetic import added, widened
+from jpeft.peft.arithmetic import added, at_least_float32
 from jpeft.peft.bitfit import Bias
 from jpeft.peft.interchange import PeftNames
 from jpeft.peft.lora import Lora, LoraSite, LowRank
@@ -59,8 +59,8 @@ class DoraSite(LoraSite):
     def __call__(self, compute: Original, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         update = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         y, factor, bias = compute(x), self.factor(compute.matrix()), compute.bias()
-        product = widened(y) if bias is None else widened(y) - bias
-        return added(y, (factor - 1) * product, widened(update) * (self.scale * factor))
+        product = at_least_float32(y) if bias is None else at_least_float32(y) - bias
+        return added(y, (factor - 1) * product, at_least_float32(update) * (self.scale * factor))
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         factor = self.factor(kernel)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.ablations import HALVES, Fixed
-from jpeft.peft.arithmetic import added, rescaled, widened
+from jpeft.peft.arithmetic import added, at_least_float32, rescaled
 from jpeft.peft.interchange import NUMBER, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
 from jpeft.peft.row_wise import Leaves, Rescale, Rows, per_row
@@ -33,7 +33,7 @@ class LoraSite(nnx.Module):
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         update = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
-        return added(compute(x), widened(update) * self.scale)
+        return added(compute(x), at_least_float32(update) * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         """The kernel and bias of a linear map that computes the same as kernel, bias and this adapter together.
@@ -92,7 +92,7 @@ class PissaSite(LoraSite):
         first_a, first_b = self.first_a[...], self.first_b[...]
         change_of_a = (x @ (self.lora_a[...] - first_a).astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         change_of_b = (x @ first_a.astype(x.dtype)) @ (self.lora_b[...] - first_b).astype(x.dtype)
-        update = widened(change_of_a) + widened(change_of_b)
+        update = at_least_float32(change_of_a) + at_least_float32(change_of_b)
         return added(compute(x), update * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
@@ -125,7 +125,7 @@ class LowRank(Rows):
         y = compute(x)
         inner = jnp.einsum("bld,brd->blr", x, leaves["lora_a"].astype(x.dtype))
         update = jnp.einsum("blr,brd->bld", inner, leaves["lora_b"].astype(x.dtype))
-        return added(y, widened(update) * per_row(leaves["lora_scale"]))
+        return added(y, at_least_float32(update) * per_row(leaves["lora_scale"]))
 
 
 @dataclasses.dataclass(frozen=True)

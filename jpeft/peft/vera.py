@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.arithmetic import added, rescaled, widened
+from jpeft.peft.arithmetic import added, at_least_float32, rescaled
 from jpeft.peft.interchange import NUMBER, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
 from jpeft.peft.row_wise import Leaves, Rows, per_row
@@ -84,7 +84,7 @@ class VeraSite(nnx.Module):
     def __call__(self, compute: Original, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         a, b = self.projection.matrices(x.dtype)
         update = rescaled(x @ a, self.vera_d[...]) @ b
-        return added(compute(x), widened(update) * self.vera_b[...])
+        return added(compute(x), at_least_float32(update) * self.vera_b[...])
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         """The kernel and bias of a linear map that computes the same as kernel, bias and this adapter together."""

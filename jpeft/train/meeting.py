@@ -73,7 +73,7 @@ class Meeting:
         *,
         shared: Sequence[int],
         turn: int | None = None,
-        widen: "Callable[[Batches], Batches] | None" = None,
+        pad_alike: "Callable[[Batches], Batches] | None" = None,
         kind: Hashable | None = None,
         like: int | None = None,
     ) -> "MeetingProgram":
@@ -83,13 +83,13 @@ class Meeting:
           shared: positions of the arguments (the base) that must be identical arrays in all calls that become one.
           turn: the program's place in the cycle that every run repeats: a call waits while one with an earlier turn is
             waiting. None never waits for a turn.
-          widen: pads the last arguments (batches) of several calls to a common shape; None if only equal shapes may
+          pad_alike: pads the last arguments (batches) of several calls to a common shape; None if only equal shapes may
             meet.
           kind: programs of the same kind may meet although their other arguments differ in sizes, such as a rank;
             smaller ones are padded with zeros. None if only this very program may meet itself.
           like: as in `Program.side_by_side`, where a kind is given.
         """
-        return MeetingProgram(self, program, tuple(shared), turn, widen, kind, like)
+        return MeetingProgram(self, program, tuple(shared), turn, pad_alike, kind, like)
 
     def call(self, program: "MeetingProgram", args: tuple[Any, ...]) -> Any:
         """Returns the program's result once every active run waits in a call of its own.
@@ -198,11 +198,11 @@ class MeetingProgram:
         alone: Program,
         shared: tuple[int, ...],
         turn: int | None,
-        widen: Callable[[Batches], Batches] | None,
+        pad_alike: Callable[[Batches], Batches] | None,
         kind: Hashable | None,
         like: int | None,
     ):
-        self._meeting, self.alone, self.shared, self.turn, self._widen = meeting, alone, shared, turn, widen
+        self._meeting, self.alone, self.shared, self.turn, self._pad_alike = meeting, alone, shared, turn, pad_alike
         self.kind, self.like = alone if kind is None else kind, like
         self._any_sizes = kind is not None
         self.widest, self.max_runs = 1, MAX_RUNS
@@ -220,7 +220,7 @@ class MeetingProgram:
         """Calls with equal keys may become one."""
         same = tuple(id(leaf) for i in self.shared for leaf in jax.tree.leaves(args[i]))
         leaves = jax.tree.leaves(args[-1])
-        alike = tuple(leaf.shape[:1] if self._widen else leaf.shape for leaf in leaves)
+        alike = tuple(leaf.shape[:1] if self._pad_alike else leaf.shape for leaf in leaves)
         return self.kind, same, alike
 
     def sizes(self, args: tuple[Any, ...]) -> Hashable:
@@ -233,6 +233,6 @@ class MeetingProgram:
     def batch_arguments(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The arguments of one batched call: for each position the shared argument, or a tuple with each run's own."""
         args = [given[0] if i in self.shared else given for i, given in enumerate(zip(*calls, strict=True))]
-        if self._widen is not None:
-            args[-1] = tuple(self._widen(args[-1]))
+        if self._pad_alike is not None:
+            args[-1] = tuple(self._pad_alike(args[-1]))
         return args

@@ -89,8 +89,8 @@ def meeting_others(
       kind: `kind_of` the run if runs of other ranks may meet it; None if only the same programs may.
     """
 
-    def widen(batches: Sequence[Batch]) -> list[Batch]:
-        return family_with(config).widened(batches, config)
+    def pad_alike(batches: Sequence[Batch]) -> list[Batch]:
+        return family_with(config).padded_alike(batches, config)
 
     def answers(program: Program) -> MeetingProgram:
         return meeting.join(program, shared=(_BASE,))
@@ -98,7 +98,7 @@ def meeting_others(
     def passing(program: Program, turn: int, *, shared: Sequence[int], like: int | None = None) -> MeetingProgram:
         """A forward or backward pass over a batch, whose leaves may be padded."""
         kind_of_turn = None if kind is None else (turn, kind)
-        return meeting.join(program, shared=shared, turn=turn, widen=widen, kind=kind_of_turn, like=like)
+        return meeting.join(program, shared=shared, turn=turn, pad_alike=pad_alike, kind=kind_of_turn, like=like)
 
     answering = programs.answering
     return Programs(

@@ -204,10 +204,14 @@ def assert_steps_as_alone(methods, model, *, lengths=((6, 5), (8, 4))):
         kinds.append(kind_of(graphdef, adapter, base, Layout.of_devices(data=1, model=1), label_smoothing=0.0))
     base = runs[0][2]
     runs = [(*run[:2], base, *run[3:]) for run in runs]
-    meeting, widen = Meeting(), lambda b: T5_FAMILY.widened(b, model.config)
+    meeting, pad_alike = Meeting(), lambda b: T5_FAMILY.padded_alike(b, model.config)
     programs = [
         meeting.join(
-            Program(make_accumulate(graphdef)), shared=(ACCUMULATE_BASE,), widen=widen, kind=kind, like=ACCUMULATE_SUMS
+            Program(make_accumulate(graphdef)),
+            shared=(ACCUMULATE_BASE,),
+            pad_alike=pad_alike,
+            kind=kind,
+            like=ACCUMULATE_SUMS,
         )
         for kind in kinds
     ]
@@ -283,7 +287,7 @@ def test_batches_are_made_as_long_as_the_longest_and_say_the_same(tiny_t5):
             family.batch([row[0]], [row[1]], shape, batch_size=2, config=config)
             for row, shape in zip(rows, [(5, 4), (16, 3)], strict=True)
         ]
-        wide = family.widened(batches, config)
+        wide = family.padded_alike(batches, config)
         shapes = family.batch_shapes(2, (16, 4))
         for before, after in zip(batches, wide, strict=True):
             assert {name: (leaf.shape, leaf.dtype) for name, leaf in after.items()} == {
