@@ -64,7 +64,8 @@ def search_and_print(arguments: argparse.Namespace) -> int:
         rows=rows.counts,
         fingerprint=rows.digest,
         budget_seconds=None if arguments.budget is None else 60.0 * arguments.budget,
-        jobs=arguments.jobs * lanes,
+        jobs=arguments.jobs,
+        lanes=lanes,
         baseline=baseline,
         report=say,
     )

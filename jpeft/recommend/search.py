@@ -74,7 +74,8 @@ class Request:
       rows: how many rows a full run trains on, validates and tests, by split.
       fingerprint: digest of the data, to refuse resuming on other rows.
       budget_seconds: None for no limit.
-      jobs: runs at once.
+      jobs: processes at once.
+      lanes: runs of one method that a process trains side by side.
       baseline: loss and accuracy of an answer that ignores the input; None if the targets are not labels.
       report: called with a line for the user about what is planned and how long it takes, before it is started.
     """
@@ -86,8 +87,14 @@ class Request:
     fingerprint: str
     budget_seconds: float | None = None
     jobs: int = 1
+    lanes: int = 1
     baseline: Baseline | None = None
     report: Callable[[str], None] = lambda line: None
+
+    def at_once(self, trials: Sequence[Trial]) -> int:
+        """How many of these trials run at once, at most: only those of one method can share a process."""
+        most_of_a_method = max(Counter(trial.method for trial in trials).values(), default=1)
+        return self.jobs * min(self.lanes, most_of_a_method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,8 +266,9 @@ class _Search:
         missed: list[Trial] = []
 
         def attempt(trials: Sequence[Trial], share: float) -> None:
-            for i in range(0, len(trials), request.jobs):
-                part = trials[i : i + request.jobs]
+            together = request.at_once(trials)
+            for i in range(0, len(trials), together):
+                part = trials[i : i + together]
                 begun = any(self._is_done(trial, self._short) for trial in part)
                 if not done or begun or self._has_time(done, share):
                     done.extend(self._attempts(part, self._short))
@@ -353,7 +361,11 @@ class _Search:
 
     def _asked(self) -> dict[str, Any]:
         request = self._request
-        return {"methods": sorted(request.methods), "budget_seconds": request.budget_seconds, "jobs": request.jobs}
+        return {
+            "methods": sorted(request.methods),
+            "budget_seconds": request.budget_seconds,
+            "jobs": request.jobs * request.lanes,
+        }
 
     def _decided(self) -> dict[str, Any] | None:
         """The decision of an earlier call with the same methods, budget and jobs; None without one."""
@@ -457,7 +469,7 @@ class _Search:
                     f"{cell.directory(self._request.workdir)} holds work of another config "
                     f"({states[cell].detail}); name another --workdir."
                 )
-        jobs, own = self._request.jobs, 0.0
+        jobs, own = self._request.at_once(wanted), 0.0
         for cells in by_epochs.values():
             records = [record for cell in cells if (record := states[cell].result or states[cell].paused)]
             own += makespan([record.seconds["total"] for record in records], jobs)

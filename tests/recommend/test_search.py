@@ -22,7 +22,7 @@ from jpeft.grid.cells import Cell
 from jpeft.grid.state import CellState, State
 from jpeft.judging import tie_limit
 from jpeft.recommend.search import Request, search
-from jpeft.recommend.trials import Attempt, Trial
+from jpeft.recommend.trials import FACTORS, Attempt, Trial
 from jpeft.results import PausedRecord, RunRecord
 from tests.report.synthetic import record
 
@@ -281,6 +281,29 @@ def test_what_a_run_takes_beside_its_own_seconds_does_not_depend_on_idle_jobs(tm
     found = search(request, made, clock=made.clock)
     speeds = [one.candidate.speed for one in found.short]
     assert [speed.once for speed in speeds if speed] == pytest.approx([10.0 * i + 5.0 for i in range(len(methods))])
+
+
+def test_only_runs_of_one_method_are_counted_as_side_by_side_in_a_process(tmp_path):
+    request = Request(("lora", "ia3"), configure, tmp_path, ROWS, "rows", 60.0, jobs=2, lanes=4)
+    rates = [Trial("lora", factor) for factor in FACTORS]
+    assert len(rates) == 3 and request.at_once(rates) == 2 * 3
+    assert request.at_once([Trial("lora", 1.0), Trial("ia3", 1.0)]) == 2 == request.at_once([])
+    assert request.at_once(rates * 3) == 2 * 4
+
+
+def test_full_runs_of_several_methods_begin_one_after_the_other_in_one_process(tmp_path):
+    """As found: all three were started at once, since the lanes of a process were counted as processes."""
+    made = Made(ALIKE, row_seconds=0.1)
+    seen = []
+
+    def run(cells, epochs):
+        if epochs is None and cells[0].name.startswith("full_"):
+            seen.append(len(cells))
+        return made(cells, epochs)
+
+    request = Request(("lora", "ia3", "full"), configure, tmp_path, ROWS, "rows", 6000.0, jobs=1, lanes=4)
+    search(request, run, clock=made.clock)
+    assert seen and set(seen) == {1}
 
 
 def test_what_an_earlier_call_ran_counts_in_full_however_many_jobs_there_are(tmp_path):
