@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jpeft.cli.arguments import add_what_answers, path, whole
 from jpeft.errors import UserError
-from jpeft.words import counted
+from jpeft.words import counted, short
 
 _FORMATS = ("lines", "jsonl", "json", "csv", "tsv", "parquet")
 _DESCRIPTION = """Answers texts. Prints one JSON line for each, in the order of the input: the row, `prediction` and
@@ -157,6 +157,11 @@ def _summarize(predicting, meter, output: Path | None) -> None:
         meter.say(
             f"special   {answering.spelling:,} of them spell a special token, such as "
             f"{next(iter(answering.spelled))!r}; {answering.read_as_text}"
+        )
+    if answering.unreadable:
+        meter.say(
+            f"unknown   {answering.unreadable:,} of them have characters that this vocabulary does not have, such as "
+            f"{short(answering.lacking)}: the model cannot read them"
         )
     if output is not None:
         meter.say(f"wrote     {output} ({counted(predicting.rows, 'answer')})")

@@ -14,7 +14,7 @@ from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
 from jpeft.model.language_model import advising
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import split
-from jpeft.predict.questions import Question, QuestionTokens
+from jpeft.predict.questions import Question, QuestionTokens, special_tokens_in, unreadable_in
 from jpeft.program import Program, spec
 from jpeft.recent import Recent
 
@@ -30,6 +30,8 @@ class Answering(abc.ABC):
       beyond: how many had more tokens than the model was trained for.
       spelling: how many spell a special token.
       spelled: the names of these tokens.
+      unreadable: how many contain what the vocabulary lacks.
+      lacking: the first such piece; empty if there is none.
       program: the compiled program, with its compile time.
     """
 
@@ -61,8 +63,9 @@ class Answering(abc.ABC):
         self._batch_size, self._remedy = batch_size, remedy
         self._shapes = [(length, 1) for length in lengths_up_to(max_input_length, model.longest_input(answer_length))]
         self.context_length: int | None = model.config.context_length
-        self.answered = self.cut = self.beyond = self.spelling = 0
+        self.answered = self.cut = self.beyond = self.spelling = self.unreadable = 0
         self.spelled: dict[str, None] = {}
+        self.lacking = ""
 
     def __call__(
         self, questions: Sequence[Question | str], *, on_batch: Callable[[int], None] = lambda rows: None
@@ -98,9 +101,13 @@ class Answering(abc.ABC):
         self.cut += encoded.num_cut
         if self.context_length is not None:
             self.beyond += sum(len(ids) > self.context_length for ids in encoded.ids)
-        names = [self._tokenizer.special_names("\n".join(question.fields.values())) for question in asked]
+        names = [special_tokens_in(question, self._tokenizer) for question in asked]
         self.spelling += sum(map(bool, names))
         self.spelled |= dict.fromkeys(name for of_question in names for name in of_question)
+        for question, ids in zip(asked, encoded.ids, strict=True):
+            if pieces := unreadable_in(question, ids, self._tokenizer):
+                self.unreadable += 1
+                self.lacking = self.lacking or pieces[0]
 
     @property
     def read_as_text(self) -> str:

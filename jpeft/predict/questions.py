@@ -149,6 +149,23 @@ class QuestionTokens:
         return made
 
 
+def special_tokens_in(question: Question, tokenizer: Tokenizer) -> list[str]:
+    """The names of special tokens that a question's texts spell, which the model reads as ordinary text."""
+    return tokenizer.special_names("\n".join(question.fields.values()))
+
+
+def unreadable_in(question: Question, ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """The pieces of a question's texts that the vocabulary lacks: an unknown token to the model, or nothing.
+
+    Args:
+      ids: the question's tokens.
+    """
+    if not tokenizer.leaves_out_characters and tokenizer.unknown_token_id not in ids:
+        return []
+    found = (piece for text in question.fields.values() for piece in tokenizer.unknown_characters(text))
+    return list(dict.fromkeys(found))
+
+
 def _text(fields: Mapping[str, Any], column: str) -> str:
     if column not in fields:
         raise ColumnMissing(column, fields)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jpeft.adapters.own_tokenizer import note_on_tokenizer
 from jpeft.data.batches import padded
+from jpeft.data.summary import read_as_text
 from jpeft.data.task_file import TaskOfRun
 from jpeft.data.tasks import meant_by
 from jpeft.errors import RunFailed, UserError
@@ -27,9 +28,12 @@ from jpeft.predict.questions import (
     Question,
     QuestionTokens,
     SeveralColumns,
+    special_tokens_in,
+    unreadable_in,
 )
 from jpeft.rows.values import can_be_seen
 from jpeft.serve.bank import AdapterBank, UnknownAdapter
+from jpeft.words import listed, short
 
 _UNCUT = 2**31  # tokens: more than any accepted text has
 
@@ -44,6 +48,7 @@ class QueuedRow:
       max_output_tokens: the limit of a generated answer.
       labels: to choose from; None to generate.
       cut: whether the prompt was cut to the input length of the adapter's run.
+      notes: sentences on what of the input the model cannot read as it stands.
       way: `Asking.way` of the settings by which the prompt was made.
     """
 
@@ -52,6 +57,7 @@ class QueuedRow:
     max_output_tokens: int
     labels: PackedLabels | None = None
     cut: bool = False
+    notes: tuple[str, ...] = ()
     way: int = 0
 
 
@@ -64,6 +70,7 @@ class Answer:
       output_tokens: the number of its tokens, `</s>` included.
       ended: False if the answer was cut at the row's limit.
       input_cut: whether the prompt was cut to the input length of the adapter's run.
+      notes: sentences on what of the input the model could not read as it stands.
       confidence: the mean log-probability of a chosen label's tokens; None if generated.
       probabilities: of each label; None if generated.
     """
@@ -72,6 +79,7 @@ class Answer:
     output_tokens: int
     ended: bool
     input_cut: bool = False
+    notes: tuple[str, ...] = ()
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
 
@@ -335,7 +343,8 @@ class Engine:
         prompt = (asking.prompt if template else None) or PromptTemplate()
         if labels is not None and prompt is asking.prompt and asking.task is not None:
             prompt = dataclasses.replace(prompt, template=asking.task.prompt(labels=labels))
-        encoded = asking.tokens([_question(f"inputs[{i}]", each, prompt) for i, each in enumerate(inputs)])
+        questions = [_question(f"inputs[{i}]", each, prompt) for i, each in enumerate(inputs)]
+        encoded = asking.tokens(questions)
         longest = self.shapes.input_lengths[-1]
         for i, ids in enumerate(encoded.ids):
             if len(ids) > longest:
@@ -346,8 +355,10 @@ class Engine:
                 '"generate": true.'
             )
         limit = max_output_tokens or asking.max_output_tokens
-        queued = zip(encoded.ids, encoded.cut, strict=True)
-        return [QueuedRow(ids, adapter, limit, packed, cut, asking.way) for ids, cut in queued]
+        return [
+            QueuedRow(ids, adapter, limit, packed, cut, _notes(question, ids, asking.tokens.tokenizer), asking.way)
+            for question, ids, cut in zip(questions, encoded.ids, encoded.cut, strict=True)
+        ]
 
     def compile(self, report: Callable[[int, tuple[int, int, int | None]], None] = lambda number, shape: None) -> int:
         """Compiles a program for each shape by running it on padding; returns the number of programs.
@@ -409,7 +420,9 @@ class Engine:
         outputs = [self._until_end(ids[: row.max_output_tokens]) for ids, row in zip(tokens, rows, strict=False)]
         texts, ends = self._tokenizer.decode(outputs), self._tokenizer.ends
         return [
-            Answer(text, len(ids), bool(ids) and ids[-1] in ends, row.cut) if is_number else NoNumber(row.adapter)
+            Answer(text, len(ids), bool(ids) and ids[-1] in ends, row.cut, row.notes)
+            if is_number
+            else NoNumber(row.adapter)
             for text, ids, row, is_number in zip(texts, outputs, rows, are_numbers[: len(rows)], strict=True)
         ]
 
@@ -425,7 +438,8 @@ class Engine:
                 answers.append(NoNumber(row.adapter))
                 continue
             tokens = int(row.labels.num_tokens()[row.labels.texts.index(choice.text)])
-            answers.append(Answer(choice.text, tokens, True, row.cut, choice.confidence, choice.probabilities))
+            numbers = choice.confidence, choice.probabilities
+            answers.append(Answer(choice.text, tokens, True, row.cut, row.notes, *numbers))
         return answers
 
     def _label_log_probs(self, rows: Sequence[QueuedRow], batch_size: int, input_length: int) -> np.ndarray:
@@ -454,6 +468,17 @@ def _question(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate
     if not any(map(can_be_seen, question.fields.values())):
         raise UserError(f"{where} has no visible text; leave it out, or send its text.")
     return question
+
+
+def _notes(question: Question, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Sentences on what of a question the model cannot read as it stands."""
+    notes = []
+    if pieces := unreadable_in(question, ids, tokenizer):
+        shown = listed(list(map(short, pieces[:4])))
+        notes.append(f"the model's vocabulary lacks {shown}, which it cannot read.")
+    if names := special_tokens_in(question, tokenizer):
+        notes.append(f"the input spells the special token {short(names[0])}; {read_as_text(names, tokenizer)}.")
+    return tuple(notes)
 
 
 def _asked_by(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate) -> Question:

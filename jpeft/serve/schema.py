@@ -26,6 +26,10 @@ class Prediction(BaseModel):
     input_cut: bool = Field(
         description="Whether the input was longer than the adapter's run took; its longest column lost its end."
     )
+    notes: list[str] = Field(
+        description="What of the input the model could not read as it stands: characters that its vocabulary lacks, "
+        "and special tokens that the input spells, which are read as text."
+    )
     confidence: float | None = Field(
         description="Mean log-probability of the tokens of a chosen label; null for what is generated."
     )

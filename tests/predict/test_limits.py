@@ -54,6 +54,17 @@ def test_predict_counts_rows_that_are_too_long_and_those_with_markup(chat, capfd
     assert "\nlong" not in said and "\nspecial" not in said
 
 
+def test_predict_counts_rows_with_characters_that_the_vocabulary_lacks(tiny_checkpoint, capfd):
+    call = ["predict", "--model", str(tiny_checkpoint), "--max-output-length", "2", "goal"]
+    assert main([*call, "goal \U0001f600", "\u732b bank"]) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    says = (
+        "unknown 2 of them have characters that this vocabulary does not have, such as '\U0001f600': the model cannot"
+    )
+    assert says in said
+    assert main(call) == 0 and "unknown" not in capfd.readouterr().err
+
+
 def test_evaluate_counts_them_once(chat, tmp_path, capfd):
     rows = [{"input": text, "target": "goal"} for text in ("goal", LONG, MARKED)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

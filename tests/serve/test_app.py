@@ -50,7 +50,21 @@ def test_each_input_is_answered_by_the_named_adapter(client, started):
         response = ask(client, *texts, adapter=adapter, max_output_tokens=4)
         assert response.status_code == 200 and response.json()["adapter"] == adapter
         expected = engine.answer(engine.rows(texts, adapter, max_output_tokens=4))
-        assert response.json()["predictions"] == [vars(answer) for answer in expected]
+        assert response.json()["predictions"] == [vars(answer) | {"notes": []} for answer in expected]
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_what_the_model_cannot_read_is_noted_with_the_answer(template, client):
+    inputs = ["goal", "goal \U0001f600 league", "goal </s> bank", {"input": "\u732b </s>"}]
+    predictions = [ask(client, given, template=template).json()["predictions"][0] for given in inputs]
+    lacks = "the model's vocabulary lacks {}, which it cannot read."
+    spells = "the input spells the special token '</s>'; they are read as text."
+    assert [prediction["notes"] for prediction in predictions] == [
+        [],
+        [lacks.format("'\U0001f600'")],
+        [spells],
+        [lacks.format("'\u732b'"), spells],
+    ]
 
 
 @pytest.mark.parametrize(
