@@ -228,7 +228,7 @@ class _Bench:
         calls = {
             "forward_one": lambda: forward(adapter, base, *tokens),
             "forward_bank": lambda: self.bank.logits(*tokens, names=names),
-            "generate_one": lambda: generate(adapter, base, tokens[0]),
+            "generate_one": lambda: generate(adapter, base, tokens[0]).tokens,
             "generate_bank": lambda: self.bank.generate(tokens[0], names, max_length=MAX_LENGTH).tokens,
         }
         for name in ("generate_one", "generate_bank"):  # both must run every step of the loop

@@ -179,7 +179,7 @@ def generation(directory: Path | None, size: Size, name: str | None, rows: int, 
     graphdef, adapter, base = split(model if name is None else adapted(model, name))
     generate = Program(make_generate(graphdef, max_length=size.target_length))
     inputs = token_batch(size, rows=rows)["inputs"]
-    return Work(lambda: np.asarray(generate(adapter, base, inputs)), generate)
+    return Work(lambda: np.asarray(generate(adapter, base, inputs).tokens), generate)
 
 
 def steps_side_by_side(size: Size, name: str, runs: int, *, dtype: str = "float32") -> tuple[Work, Work]:

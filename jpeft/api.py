@@ -620,7 +620,7 @@ def generate(
       num_beams: beams of beam search; 1 is greedy decoding.
       batch_size: prompts answered at once. It changes memory and speed, and results only by rounding.
 
-    Warns if prompts were truncated.
+    Warns if prompts or answers were truncated.
 
     Raises:
       UserError: an argument has the wrong type, a size is below 1, `max_input_length` leaves no room for text, or the
@@ -649,6 +649,12 @@ def generate(
         warnings.warn(
             f"{answering.cut:,} of {counted(len(inputs), 'input')} lost their end: they are longer than "
             f"max_input_length, {max_input_length} tokens.",
+            stacklevel=2,
+        )
+    if answering.unended:
+        warnings.warn(
+            f"{answering.unended:,} of {counted(len(inputs), 'answer')} reached max_output_length, {max_output_length} "
+            "tokens, before their end.",
             stacklevel=2,
         )
     return answers

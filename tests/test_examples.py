@@ -57,6 +57,7 @@ def test_everything_that_is_offered_is_there_and_said():
         jpeft.nothing  # noqa: B018
 
 
+@pytest.mark.filterwarnings("ignore:2 of 2 answers reached max_output_length, 4 tokens, before their end")
 def test_a_model_is_loaded_tuned_and_asked_by_the_public_functions(tiny_checkpoint):
     model, tokenizer = jpeft.load(tiny_checkpoint)
     tuned = jpeft.attach(model, jpeft.Ia3())

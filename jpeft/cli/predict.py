@@ -158,6 +158,11 @@ def _summarize(predicting, meter, output: Path | None) -> None:
             f"special   {answering.spelling:,} of them spell a special token, such as "
             f"{next(iter(answering.spelled))!r}; {answering.read_as_text}"
         )
+    if answering.unended:
+        meter.say(
+            f"unended   {answering.unended:,} of the answers reached --max-output-length before their end, and are cut "
+            "there"
+        )
     if answering.unreadable:
         meter.say(
             f"unknown   {answering.unreadable:,} of them have characters that this vocabulary does not have, such as "

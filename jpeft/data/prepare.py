@@ -261,7 +261,7 @@ def prepare(
     for line in [
         *template_warnings(unlisted.template),
         *(describe_targets(task, targets, kind=request.kind, few=FEW_ANSWERS) if task.is_custom else ()),
-        *describe_labels(task, made["train"], tokenizer),
+        *describe_labels(task, made, tokenizer),
         *listing,
         *(describe_draws(splits) if task.is_custom else ()),
         *cut_warnings(task, tokens),

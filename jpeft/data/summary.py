@@ -83,10 +83,15 @@ def describe_targets(task: Task, targets: Sequence[Any], *, kind: str | None, fe
     return lines
 
 
-def describe_labels(task: Task, training: Sequence[Example], tokenizer: Tokenizer) -> list[str]:
-    """Lists a classification's labels with their numbers of training rows, and warns about suspicious labels."""
+def describe_labels(task: Task, examples: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:
+    """Lists a classification's labels with their numbers of training rows, and warns about suspicious labels.
+
+    Args:
+      examples: by split; `train` and `test` are looked at.
+    """
     if not task.answers:
         return []
+    training = examples["train"]
     counts = collections.Counter(example.target for example in training)
     order = sorted(task.answers, key=lambda label: -counts[label])
     shown = ", ".join(f"{short(label, quoted=False)} {counts[label]:,}" for label in order[:_MOST_SHOWN])
@@ -98,6 +103,12 @@ def describe_labels(task: Task, training: Sequence[Example], tokenizer: Tokenize
     missing = [label for label in order if not counts[label]]
     if missing:
         lines.append(f"no training row has {_listed(missing)}")
+    tested = {example.target for example in examples["test"]}
+    untested = [label for label in order if label not in tested]
+    if untested:
+        lines.append(
+            f"no test row has {_listed(untested)}: the test says nothing of {'it' if len(untested) == 1 else 'them'}"
+        )
     folded: dict[str, list[str]] = {}
     for label in task.answers:
         folded.setdefault(alike(label), []).append(label)

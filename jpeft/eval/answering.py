@@ -24,10 +24,12 @@ class Answers:
     Attributes:
       generated: the generated answers; one that equals a label after tokenisation is replaced by the label.
       chosen: the most likely labels, which are then the answers that are judged; None if labels are not scored.
+      unended: how many generated answers reached the most tokens of an answer before their end.
     """
 
     generated: list[str]
     chosen: ChosenLabels | None
+    unended: int = 0
 
     def scored(self, task: Task, examples: Sequence[Example]) -> "ScoredAnswers":
         """Judges the chosen labels if there are any, and otherwise the generated answers.
@@ -35,7 +37,8 @@ class Answers:
         If labels were chosen, the metrics include those of the generated answers and their agreement with the labels.
         """
         if self.chosen is None:
-            return ScoredAnswers.of(self.generated, judge(task, examples, self.generated))
+            scored = ScoredAnswers.of(self.generated, judge(task, examples, self.generated))
+            return dataclasses.replace(scored, unended=self.unended)
         probabilities = self.chosen.probabilities
         judged = judge(task, examples, self.chosen.texts, probabilities)
         of_generation = judge(task, examples, self.generated).numbers
@@ -54,6 +57,7 @@ class ScoredAnswers:
       numbers: the metrics of the split, by name.
       judged: the result of `judge`, for uncertainties.
       probabilities: `[rows, labels]` if labels were scored, otherwise None.
+      unended: how many of the answers reached the most tokens of an answer before their end.
     """
 
     predictions: list[str]
@@ -61,6 +65,7 @@ class ScoredAnswers:
     numbers: dict[str, float]
     judged: Judged
     probabilities: np.ndarray | None = None
+    unended: int = 0
 
     @classmethod
     def of(cls, predictions: Sequence[str], judged: Judged) -> "ScoredAnswers":
@@ -117,8 +122,12 @@ def answer_split(
       generate, label_log_probs: programs of `make_generate` and `make_label_log_probs`; the latter may be None.
       batching: its `on_batch` is called for every row twice if labels are scored.
       classes: labels of the task, whether they are scored or not; empty for a generation.
+
+    Raises:
+      RunFailed: the model computes infinity or NaN for a row.
     """
-    generated = as_labels(answers(generate, adapter, base, tokens, tokenizer, batching), classes, tokenizer)
+    made = answers(generate, adapter, base, tokens, tokenizer, batching)
+    generated = as_labels(made.texts, classes, tokenizer)
     if label_log_probs is None or labels is None:
-        return Answers(generated, None)
+        return Answers(generated, None, made.unended)
     return Answers(generated, likeliest_labels(label_log_probs, adapter, base, tokens.inputs, labels, batching))

@@ -100,6 +100,6 @@ class AnswersEvaluator:
             judged = judge(self.task, self.examples, chosen.texts, chosen.probabilities)
         else:
             given = answers(self.generate, adapter, base, self.tokens, self.tokenizer, batching)
-            written = as_labels(given, self.task.answers, self.tokenizer)
+            written = as_labels(given.texts, self.task.answers, self.tokenizer)
             judged = judge(self.task, self.examples, written)
         return {f"{self.split}/{name}": value for name, value in judged.numbers.items()}

@@ -4,15 +4,20 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Int
 
 from jpeft.data.batches import Shape, Tokens, eval_order, fitting_shape, padded
+from jpeft.errors import RunFailed
 from jpeft.model.decode import beam_search, greedy
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.words import counted
+
+NOT_FINITE = "compute in float32 (dtype), which holds larger numbers; if it does already, the weights hold NaN"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,12 +40,20 @@ class Batching:
     on_batch: Callable[[int], None] = lambda rows: None
 
 
+class Unscored(NamedTuple):
+    """`tokens` and `is_number` of a `Generated`, without the log-probabilities, which are then not computed."""
+
+    tokens: Int[Array, "batch max_length"]
+    is_number: Bool[Array, " batch"]
+
+
 def make_generate(graphdef: nnx.GraphDef, *, max_length: int, num_beams: int = 1) -> Callable:
-    """Returns a function `(adapter, base, inputs) -> tokens: [batch, max_length]`, ready to compile."""
+    """Returns a function `(adapter, base, inputs) -> Unscored`, ready to compile."""
     scored = make_generate_scored(graphdef, max_length=max_length, num_beams=num_beams)
 
     def generate(adapter: nnx.State, base: nnx.State, inputs):
-        return scored(adapter, base, inputs).tokens
+        made = scored(adapter, base, inputs)
+        return Unscored(made.tokens, made.is_number)
 
     return generate
 
@@ -55,6 +68,19 @@ def make_generate_scored(graphdef: nnx.GraphDef, *, max_length: int, num_beams: 
     return generate
 
 
+@dataclasses.dataclass(frozen=True)
+class GeneratedAnswers:
+    """The generated answers to a split.
+
+    Attributes:
+      texts: one per row.
+      unended: how many reached the most tokens of an answer before their end.
+    """
+
+    texts: list[str]
+    unended: int
+
+
 def answers(
     generate: Callable,
     adapter: nnx.State,
@@ -62,10 +88,25 @@ def answers(
     tokens: Tokens,
     tokenizer: Tokenizer,
     batching: Batching,
-) -> list[str]:
-    """Generates one answer per row of `tokens`, with a program of `make_generate`."""
+) -> GeneratedAnswers:
+    """Generates one answer per row of `tokens`, with a program of `make_generate`.
+
+    Raises:
+      RunFailed: the model computes infinity or NaN for a row.
+    """
     generated = by_row(generate, adapter, base, tokens.inputs, batching)
-    return tokenizer.decode([row.tolist() for row in generated])
+    if wrong := [row for row, made in enumerate(generated) if not made.is_number]:
+        raise RunFailed(
+            f"the model computes infinity or NaN for {len(wrong):,} of {counted(len(generated), 'row')}, first for "
+            f"row {wrong[0]}; {NOT_FINITE}."
+        )
+    rows = [made.tokens.tolist() for made in generated]
+    return GeneratedAnswers(tokenizer.decode(rows), num_unended(rows, tokenizer))
+
+
+def num_unended(rows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> int:
+    """How many generated answers have no end token, since they reached the most tokens of an answer."""
+    return sum(not tokenizer.ends.intersection(row) for row in rows)
 
 
 def by_row(

@@ -16,7 +16,7 @@ from jpeft.data.task_file import MOST_SCORED
 from jpeft.data.tasks import Task
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
-from jpeft.eval.generate import Batching, by_row
+from jpeft.eval.generate import NOT_FINITE, Batching, by_row
 from jpeft.model.language_model import LanguageModel
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import can_be_seen
@@ -153,7 +153,7 @@ def label_probabilities(log_probs: np.ndarray) -> np.ndarray:
 def rounded(value: Any) -> float:
     """Rounds a probability or a log-probability for output. Raises `RunFailed` if it is not finite."""
     if not math.isfinite(value):
-        raise RunFailed(f"the model computes {value} where a log-probability should be; try --dtype float32.")
+        raise RunFailed(f"the model computes {value} where a log-probability should be; {NOT_FINITE}.")
     return round(float(value), _DIGITS)
 
 
@@ -243,7 +243,7 @@ def likeliest_labels(
         row, label = np.argwhere(~finite)[0]
         raise RunFailed(
             f"the model computes {scored[row, label]} as the log-probability of {labels.texts[label]!r} for row {row}; "
-            "try float32 (model.dtype)."
+            f"{NOT_FINITE}."
         )
     chosen = [labels.texts[i] for i in np.argmax(scored, axis=1)]
     return ChosenLabels(chosen, label_probabilities(scored))

@@ -48,10 +48,14 @@ def look_back(task: Task, examples: Sequence[Example], scored: ScoredAnswers, *,
     assert accuracy.scores is not None
     if task.kind == "classification":
         confusion = Confusion.of(targets, scored.predictions, accuracy.scores, task.answers)
+        if _single_class(confusion) is not None:
+            trust.pop("matthews_correlation", None)  # then 0 by convention, whatever the answers are
     interval = share_uncertainty(ACCURACY.name, accuracy.scores, [example.input for example in examples]).interval
     warnings = _warnings_of(
         scored.predictions, targets, confusion, accuracy=accuracy.number, interval=interval, answer=answer
     )
+    if (line := unended_answers(scored.unended, len(targets), task.max_target_length)) is not None:
+        warnings.append(line)
     return LookBack(trust, confusion, warnings)
 
 
@@ -87,6 +91,7 @@ def _warnings_of(
     else:
         found = [
             no_label(confusion, predictions, answer=answer),
+            one_class(confusion),
             one_answer(confusion),
             not_above_majority(confusion, accuracy, interval),
         ]
@@ -109,10 +114,27 @@ def no_label(confusion: Confusion, predictions: Sequence[str], *, answer: str) -
     )
 
 
+def one_class(confusion: Confusion) -> str | None:
+    """Warns if all rows have the same class, though the task has more."""
+    label, others = _single_class(confusion), len(confusion.labels) - 1
+    if label is None or not others:
+        return None
+    return (
+        f"all {int(confusion.support.sum())} test rows are {label!r}: the metrics say nothing of the "
+        f"{counted(others, 'other class', 'other classes')}, and a Matthews correlation is 0 by convention"
+    )
+
+
+def _single_class(confusion: Confusion) -> str | None:
+    """The class of all rows; None if there are several."""
+    classes = [label for label, rows in zip(confusion.labels, confusion.support, strict=True) if rows]
+    return classes[0] if len(classes) == 1 else None
+
+
 def one_answer(confusion: Confusion) -> str | None:
     """Warns if every row was answered with the same class."""
     label = confusion.only_answer
-    if label is None or (confusion.support > 0).sum() < 2:
+    if label is None or _single_class(confusion) is not None:
         return None
     share = confusion.support[confusion.labels.index(label)] / confusion.support.sum()
     return (
@@ -124,8 +146,8 @@ def one_answer(confusion: Confusion) -> str | None:
 def not_above_majority(confusion: Confusion, accuracy: float, interval: Sequence[float]) -> str | None:
     """Warns if the accuracy is not significantly above that of always answering the majority class."""
     label, share = confusion.majority
-    if confusion.only_answer is not None or (confusion.support > 0).sum() < 2:
-        return None  # `one_answer` covers the former; a single class makes accuracy meaningless
+    if confusion.only_answer is not None or _single_class(confusion) is not None:
+        return None  # `one_answer` and `one_class` say so
     if accuracy < share:
         return f"accuracy {accuracy:.3f} is below {share:.3f}, which always answering {label!r} gives"
     if interval[0] <= share:
@@ -134,6 +156,21 @@ def not_above_majority(confusion: Confusion, accuracy: float, interval: Sequence
             f"many test rows it may be anything from {interval[0]:.3f} to {interval[1]:.3f}"
         )
     return None
+
+
+def unended_answers(unended: int, rows: int, tokens: int) -> str | None:
+    """Warns of generated answers that were cut.
+
+    Args:
+      unended: how many reached the most tokens of an answer before their end.
+      tokens: the most of an answer.
+    """
+    if not unended:
+        return None
+    which = "all" if unended == rows else f"{unended:,} of"
+    return (
+        f"{which} {counted(rows, 'answer')} reached {counted(tokens, 'token')}, the most of an answer, before their end"
+    )
 
 
 def same_text(predictions: Sequence[str], targets: Sequence[str]) -> str | None:

@@ -19,17 +19,20 @@ _IMPOSSIBLE = -1e9  # the score of a hypothesis that must not be selected
 
 
 class Generated(NamedTuple):
-    """Generated tokens and their mean log-probability.
+    """Generated tokens, their mean log-probability, and whether they mean anything.
 
     Attributes:
       tokens: each row's tokens up to and including `</s>` or another of the model's end tokens, then padding; the start
         token is not included.
       log_prob: the mean log-probability of a row's tokens in nats, counting `</s>` (which an answer cut at `max_length`
         does not have) but not padding. Meaningless for a row whose input is all padding.
+      is_number: whether the largest logit was a finite number at every token of a row; if not, its tokens are
+        meaningless.
     """
 
     tokens: Int[Array, "batch max_length"]
     log_prob: Float[Array, " batch"]
+    is_number: Bool[Array, " batch"]
 
 
 def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
@@ -70,18 +73,20 @@ def greedy(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_leng
         return (position < max_length) & ~jnp.all(ended)
 
     def step(carry):
-        position, last, tokens, ended, caches, total, length = carry
+        position, last, tokens, ended, caches, is_number, total, length = carry
         logits, caches = decoder.step(last, caches, position)
         new = jnp.where(ended, config.padding_id, likeliest(logits))
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new[:, None], position, axis=1)
-        log_prob = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)  # of the likeliest token
+        largest = jnp.max(logits, axis=-1)
+        is_number &= ended | jnp.isfinite(largest)
+        log_prob = largest - jax.nn.logsumexp(logits, axis=-1)  # of the likeliest token
         total, length = total + jnp.where(ended, 0.0, log_prob), length + ~ended
-        return position + 1, new, tokens, ended | _is_end(new, config.ends), caches, total, length
+        return position + 1, new, tokens, ended | _is_end(new, config.ends), caches, is_number, total, length
 
-    nothing = jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
+    nothing = jnp.ones(batch, bool), jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
     init = (jnp.int32(0), decoder.first, tokens, ended, decoder.caches, *nothing)
-    _, _, tokens, _, _, total, length = jax.lax.while_loop(unfinished, step, init)
-    return Generated(tokens, total / jnp.maximum(length, 1))
+    _, _, tokens, _, _, is_number, total, length = jax.lax.while_loop(unfinished, step, init)
+    return Generated(tokens, total / jnp.maximum(length, 1), is_number)
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +105,7 @@ class _Beams:
     finished_scores: Float[Array, "batch beams"]
     is_finished: Bool[Array, "batch beams"]
     can_improve: Bool[Array, " batch"]
+    is_number: Bool[Array, " batch"]
     caches: list[Cache]
 
 
@@ -153,6 +159,7 @@ def beam_search(
         before = jnp.take(state.tokens, jnp.maximum(state.position - 1, 0), axis=2)
         last = jnp.where(state.position == 0, decoder.first.reshape(batch, num_beams), before)
         logits, caches = decoder.step(last.reshape(-1), state.caches, state.position)
+        are_numbers = jnp.isfinite(jnp.max(logits, axis=-1)).reshape(batch, num_beams).all(axis=1)
         candidates = _candidates(state, logits, num_candidates, config.ends)
         tokens, scores, beam = _select_running(candidates, num_beams)
         state = _add_finished(state, candidates, length_penalty)
@@ -163,6 +170,7 @@ def beam_search(
             tokens=tokens,
             scores=scores,
             can_improve=_can_improve(state, scores, length_penalty),
+            is_number=state.is_number & (are_numbers | ~state.can_improve),
             caches=[cache.reordered(rows) for cache in caches],
         )
 
@@ -176,10 +184,11 @@ def beam_search(
         finished_scores=impossible,
         is_finished=jnp.zeros((batch, num_beams), bool),
         can_improve=~jnp.all(inputs == config.padding_id, axis=1),
+        is_number=jnp.ones(batch, bool),
         caches=decoder.caches,
     )
     state = jax.lax.while_loop(unfinished, step, state)
-    return Generated(state.finished_tokens[:, 0], state.finished_scores[:, 0])
+    return Generated(state.finished_tokens[:, 0], state.finished_scores[:, 0], state.is_number)
 
 
 def _gather_beams(tree, beam: Int[Array, "batch new_beams"]):

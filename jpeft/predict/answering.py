@@ -9,7 +9,7 @@ import numpy as np
 
 from jpeft.data.prompts import PromptIds
 from jpeft.data.summary import read_as_text
-from jpeft.eval.generate import Batching, by_row, make_generate_scored
+from jpeft.eval.generate import Batching, by_row, make_generate_scored, num_unended
 from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
 from jpeft.model.language_model import advising
 from jpeft.model.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ class Answering(abc.ABC):
       spelled: the names of these tokens.
       unreadable: how many contain what the vocabulary lacks.
       lacking: the first such piece; empty if there is none.
+      unended: how many generated answers reached the most tokens of an answer before their end.
       program: the compiled program, with its compile time.
     """
 
@@ -63,7 +64,7 @@ class Answering(abc.ABC):
         self._batch_size, self._remedy = batch_size, remedy
         self._shapes = [(length, 1) for length in lengths_up_to(max_input_length, model.longest_input(answer_length))]
         self.context_length: int | None = model.config.context_length
-        self.answered = self.cut = self.beyond = self.spelling = self.unreadable = 0
+        self.answered = self.cut = self.beyond = self.spelling = self.unreadable = self.unended = 0
         self.spelled: dict[str, None] = {}
         self.lacking = ""
 
@@ -145,7 +146,9 @@ class Generating(Answering):
         )
 
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
-        texts = self._tokenizer.decode([result.tokens.tolist() for result in results])
+        tokens = [result.tokens.tolist() for result in results]
+        self.unended += num_unended(tokens, self._tokenizer)
+        texts = self._tokenizer.decode(tokens)
         return [
             {"prediction": text, "confidence": rounded(result.log_prob)}
             for text, result in zip(texts, results, strict=True)

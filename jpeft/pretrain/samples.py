@@ -56,7 +56,7 @@ class Writer:
             inputs = padded([example.input for example in examples], shape, self.config.padding_id)
             targets = [example.target for example in examples]
             here = self.layout.rows_here(len(inputs))
-            outputs = np.asarray(self.generate(adapter, base, inputs[here]))[: len(rows)]
+            outputs = np.asarray(self.generate(adapter, base, inputs[here]).tokens)[: len(rows)]
             texts = [self._readable(part) for part in (inputs[: len(rows)], targets, outputs)]
             samples += [
                 {"input": input_, "target": target, "output": output}

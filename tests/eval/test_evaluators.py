@@ -8,8 +8,9 @@ from flax import nnx
 
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import TASKS, Example
+from jpeft.errors import RunFailed
 from jpeft.eval.evaluators import AnswersEvaluator, LossEvaluator
-from jpeft.eval.generate import Batching
+from jpeft.eval.generate import Batching, Unscored
 from jpeft.eval.labels import PackedLabels
 from jpeft.model.tokenizer import Tokenizer
 from tests.conftest import TINY
@@ -29,7 +30,7 @@ def evaluator(tiny_tokenizer):
     examples = [Example(text, text, target, (target,)) for text, target in zip(TEXTS, TARGETS, strict=True)]
     task = dataclasses.replace(TASKS["agnews"], answers=LABELS, metrics=("macro_f1",))
 
-    def make(labels=None, **changes):
+    def make(labels=None, is_number=(True, True), **changes):
         sports = tokenizer.encode(["Sports"], max_length=12).ids[0]
         odds = lambda rows: [[0.0, 1.0 if list(row[: len(sports)]) == list(sports) else -1.0] for row in rows]
         return AnswersEvaluator(
@@ -38,7 +39,7 @@ def evaluator(tiny_tokenizer):
             examples,
             tokens,
             tokenizer,
-            lambda adapter, base, rows: rows,
+            lambda adapter, base, rows: Unscored(rows, np.array(is_number)),
             lambda adapter, base, rows: np.array(odds(rows)),
             PackedLabels.of(LABELS, tokenizer, TINY) if labels else None,
             Batching(shapes=[(16, 4)], batch_size=2, part=slice(0, 2)),
@@ -56,6 +57,14 @@ def test_answers_are_judged_by_all_metrics_of_the_task(evaluator, labels):
     assert numbers["validation/macro_f1"] == pytest.approx(0.8)
     assert set(numbers) >= {"validation/matthews_correlation", "validation/unknown_answers"}
     assert sum(told) == evaluator(labels).rows == 5
+
+
+def test_answers_that_are_no_numbers_are_refused(evaluator):
+    """As found: rows for which the model computed NaN were empty answers, and a test had a score."""
+    with pytest.raises(
+        RunFailed, match="computes infinity or NaN for 3 of 5 rows, first for row 0; compute in float32"
+    ):
+        evaluator(is_number=(True, False))(NOTHING, NOTHING, lambda rows: None)
 
 
 def test_probabilities_of_labels_are_judged_where_they_are_scored(evaluator):

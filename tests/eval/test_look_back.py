@@ -1,8 +1,21 @@
 """Warnings about a test's answers: each appears if and only if it applies."""
 
+import dataclasses
+
 import pytest
 
-from jpeft.eval.look_back import few_test_rows, no_label, not_above_majority, one_answer, same_text
+from jpeft.data.tasks import TASKS, Example
+from jpeft.eval.answering import Answers
+from jpeft.eval.look_back import (
+    few_test_rows,
+    look_back,
+    no_label,
+    not_above_majority,
+    one_answer,
+    one_class,
+    same_text,
+    unended_answers,
+)
 from jpeft.eval.per_class import Confusion
 
 
@@ -56,6 +69,35 @@ def test_no_better_than_the_majority(predictions, interval, says):
 
 def test_the_majority_alone_is_said_once():
     assert not_above_majority(confusion(list("aaab"), list("aaaa")), 0.75, (0.3, 0.95)) is None
+
+
+def test_answers_that_were_cut_are_counted():
+    assert unended_answers(0, 500, 8) is None
+    assert unended_answers(3, 1000, 8) == "3 of 1,000 answers reached 8 tokens, the most of an answer, before their end"
+    assert unended_answers(2, 2, 8).startswith("all 2 answers reached")
+
+
+@pytest.mark.parametrize("kind", ["generation", "classification"])
+def test_a_tests_cut_answers_are_told(kind):
+    task = dataclasses.replace(TASKS["agnews" if kind == "classification" else "e2e"], max_target_length=7)
+    examples = [Example("0", "a", "World", ("World",)), Example("1", "b", "Sports", ("Sports",))]
+    scored = Answers(["World", "Sports"], None, 1).scored(task, examples)
+    warnings = look_back(task, examples, scored, answer="generate").warnings
+    assert any("1 of 2 answers reached 7 tokens" in line for line in warnings)
+
+
+def test_a_test_of_a_single_class_is_told():
+    """As found: 40 rows of one of two classes, all right, had a Matthews correlation of 0.0000, -0.088 to 0.088."""
+    task = dataclasses.replace(TASKS["cola"], metrics=())
+    good, bad = task.answers
+    for predictions in ([good] * 40, [good] * 20 + [bad] * 20):
+        examples = [Example(str(i), str(i), good, (good,)) for i in range(40)]
+        seen = look_back(task, examples, Answers(predictions, None).scored(task, examples), answer="generate")
+        says = f"all 40 test rows are {good!r}: the metrics say nothing of the 1 other class, and a Matthews"
+        assert [line for line in seen.warnings if line.startswith(says)]
+        assert "matthews_correlation" not in seen.trust and "accuracy" in seen.trust
+    assert one_class(confusion([good, bad], [good, good])) is None
+    assert one_class(confusion([good, good], [good, good])) is None  # the task has no other
 
 
 def test_one_text_for_all_rows():

@@ -166,6 +166,22 @@ def test_rows_are_searched_alone(search, model, tokens):
     np.testing.assert_array_equal(search(model, tokens[::-1]), whole[::-1])
 
 
+@pytest.mark.parametrize("search", [greedy, functools.partial(beam_search, num_beams=4)], ids=["greedy", "beam"])
+def test_a_row_whose_logits_are_no_numbers_is_named(search, model, tokens):
+    broken, rare = nnx.clone(model), 319
+    assert not np.any(tokens == rare)
+    embedding = broken.shared.embedding
+    embedding.set_value(embedding[...].at[rare].set(jnp.nan))
+    with_rare = tokens.at[3, 0].set(rare).at[5].set(TINY.pad_token_id)
+    find = jax.jit(lambda model, inputs: search(model, inputs, max_length=MAX_LENGTH))
+    assert find(model, with_rare).is_number.all()
+    found = find(broken, with_rare)
+    assert not found.is_number[3] and found.is_number[5]
+    others = ~np.any(np.asarray(found.tokens) == rare, axis=1) & (np.arange(ROWS) != 3)
+    assert others.sum() > ROWS / 2 and np.asarray(found.is_number)[others].all()
+    np.testing.assert_array_equal(found.tokens[others], find(model, with_rare).tokens[others])
+
+
 def test_one_beam_is_greedy(model, tokens, chosen):
     np.testing.assert_array_equal(_one_beam(model, tokens), chosen)
 

@@ -62,6 +62,7 @@ def test_predict_counts_rows_with_characters_that_the_vocabulary_lacks(tiny_chec
         "unknown 2 of them have characters that this vocabulary does not have, such as '\U0001f600': the model cannot"
     )
     assert says in said
+    assert "unended 3 of the answers reached --max-output-length before their end, and are cut there" in said
     assert main(call) == 0 and "unknown" not in capfd.readouterr().err
 
 
