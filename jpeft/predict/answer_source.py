@@ -20,7 +20,7 @@ from jpeft.model.family import family_in
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
-from jpeft.model.weight_files import model_files, model_fingerprint
+from jpeft.model.weight_files import model_files, model_fingerprint, quantization_in
 from jpeft.peft.made_by import remember
 from jpeft.results import NotARecord, RunRecord
 
@@ -111,8 +111,18 @@ class AnswerSource:
         return cls(name, directory, found.directory, task_of(found.directory))
 
     def kept(self, quantization: str | None) -> str:
-        """The quantization of the base, in words: as requested or, for None, that of the run."""
-        return quantization or ("auto" if self.task is None else self.task.quantization)
+        """The quantization of the base, in words: as requested or, for None, that of the run.
+
+        Files in nf4 have double quantization or not, whatever the run recorded: it may have been of the wide weights,
+        or of a version that did not compare.
+        """
+        if quantization is not None or self.task is None:
+            return quantization or "auto"
+        kept = Quantization.parse(self.task.quantization)
+        if kept is None or kept.kind != "nf4":
+            return self.task.quantization
+        stored = quantization_in(self.directory)
+        return str(kept if stored is None or stored.kind != "nf4" else dataclasses.replace(kept, double=stored.double))
 
     def identity(self) -> dict[str, Any]:
         """Names and digests of model and adapter, to recognise answers by the same ones."""

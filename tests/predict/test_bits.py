@@ -1,16 +1,21 @@
 """An adapter whose run kept its base in few bits: what takes the same, what says that it does not, what is merged."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import jpeft
 from jpeft.adapters.files import save_adapter
 from jpeft.cli import main
 from jpeft.data.task_file import TaskOfRun
 from jpeft.model import t5_weights
-from jpeft.model.quantized import Quantization, quantization_of
+from jpeft.model.bitsandbytes import to_file
+from jpeft.model.quantized import Form, Quantization, quantization_of, quantize
 from jpeft.peft.lora import Lora
+from jpeft.predict.answer_source import AnswerSource
 from tests.serve.adapters import make
 
 TASK = TaskOfRun("{text}?", max_input_length=16, max_target_length=4, quantization="int8")
@@ -59,6 +64,20 @@ def test_predict_and_evaluate_say_where_the_base_is_in_other_bits(flags, says, a
         assert main(call) == 0
         out, err = capsys.readouterr()
         assert line in err and json.loads(out)["quantization"] is None
+
+
+@pytest.mark.parametrize(("stored", "recorded"), [("nf4", "nf4,double"), ("nf4,double", "nf4"), (None, "nf4,wo")])
+def test_files_in_nf4_have_the_double_quantization_that_they_have_whatever_a_run_recorded(stored, recorded, tmp_path):
+    kernel, name = np.ones((64, 64), np.float32), "encoder.block.0.layer.0.SelfAttention.q.weight"
+    tensors = {name: kernel}
+    if stored is not None:
+        form = Form("nf4", 64, 64, "in", stored.endswith("double"))
+        tensors = to_file(name, form, quantize(kernel, form))
+    save_file(tensors, tmp_path / "model.safetensors")
+    source = AnswerSource("base", tmp_path, None, dataclasses.replace(TASK, quantization=recorded))
+    assert source.kept(None) == (stored or recorded)
+    assert [source.kept(asked) for asked in ("auto", recorded)] == ["auto", recorded]
+    assert dataclasses.replace(source, task=TASK).kept(None) == "int8"
 
 
 @pytest.mark.slow
