@@ -6,7 +6,7 @@ again ends with the same adapter, bit for bit.
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +28,7 @@ from jpeft.process import prepare_process
 from jpeft.results import PausedRecord
 from jpeft.run.directory import METRIC_ORIGINS, PAUSE_FILE, RunDirectory, run_once
 from jpeft.run.display import Display
+from jpeft.run.processes import from_first
 from jpeft.train import cautions
 from jpeft.train.assembly import Assembly, assemble
 from jpeft.train.final_test import answer_with_adapter, answer_with_base
@@ -109,11 +110,9 @@ def _execute(
         if restored:
             _report_resumption(assembly, trainer)
         kept, judged_by = trainer.progress.kept, _judged_by(assembly)
-        if assembly.run.eval.zero_shot:
-            # A run that goes on may have other metrics than the base was judged by.
-            if kept.get("zero_shot") is None or kept.get("judged_by", judged_by) != judged_by:
-                kept["zero_shot"], kept["judged_by"] = answer_with_base(assembly, trainer, untuned), judged_by
-                trainer.save()
+        if assembly.run.eval.zero_shot and _base_is_to_be_judged(kept, judged_by):
+            kept["zero_shot"], kept["judged_by"] = answer_with_base(assembly, trainer, untuned), judged_by
+            trainer.save()
         del untuned  # full tuning donates its buffers in the first step
         with contextlib.nullcontext() if (meeting := assembly.meeting) is None else meeting.at_work():
             trainer.train(until=None if pause_after is None else pause_after * assembly.steps_per_epoch)
@@ -126,6 +125,16 @@ def _execute(
 def _judged_by(assembly: Assembly) -> list[str | None]:
     """The run's metrics, with the fingerprints of those that are functions of the user's."""
     return [assembly.run.eval.metrics, *map(assembly.fingerprints.get, METRIC_ORIGINS)]
+
+
+def _base_is_to_be_judged(kept: Mapping[str, Any], judged_by: list[str | None]) -> bool:
+    """Whether the base was not judged yet, or by other metrics, since a run that goes on may have others.
+
+    The first process decides, since all of them answer the rows together: another one may not see the metric's file.
+    Every process of the run has to call it.
+    """
+    is_new = kept.get("zero_shot") is None or kept.get("judged_by", judged_by) != judged_by
+    return bool(from_first("new" if is_new else ""))
 
 
 def _begin(assembly: Assembly) -> None:

@@ -19,6 +19,7 @@ from jpeft.eval.metrics import own
 from jpeft.run.aside import Aside
 from jpeft.run.directory import ENTRIES, RunDirectory, has_work, other_origins, run_once
 from jpeft.run.stop import RunStopped
+from jpeft.train import loop
 from jpeft.train.origins import origins
 from jpeft.trouble import explained
 from tests.decoders import LLAMA
@@ -354,6 +355,17 @@ def test_other_metrics_judge_the_untuned_base_as_well(tiny_checkpoint, rows, tmp
     assert run_experiment([*call, "--config.eval.metrics=accuracy,macro_f1"]) == 0
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert "macro_f1" in result["zero_shot"] and result["zero_shot"].keys() == result["metrics"].keys()
+
+
+def test_the_first_process_decides_for_all_whether_the_base_is_judged_again(monkeypatch):
+    """One that sees no file of the metric, such as one started elsewhere, would answer the rows alone and wait."""
+    first, here = ["my_metric:half", "0" * 64, None], ["my_metric:half", None, None]
+    kept = {"zero_shot": {"my_metric:half": 0.5}, "judged_by": first}
+    said = []
+    monkeypatch.setattr(loop, "from_first", lambda text: said.append(text) or "")
+    assert not loop._base_is_to_be_judged(kept, here) and said == ["new"]
+    monkeypatch.setattr(loop, "from_first", lambda text: said.append(text) or "new")
+    assert loop._base_is_to_be_judged(kept, first) and said == ["new", ""]
 
 
 def test_a_run_that_follows_a_metric_of_ones_own_keeps_it(
