@@ -395,7 +395,12 @@ def test_what_the_machine_cannot_is_one_line(error, status, says, monkeypatch, c
     ("of", "call", "says"),
     [
         ("jpeft.train.loop.execute", TRAIN, "the same command goes on from the last checkpoint."),
-        ("jpeft.train.loop.execute", [*TRAIN, "--overwrite"], "the same command, without --overwrite, goes on from"),
+        (
+            "jpeft.train.loop.execute",
+            [*TRAIN, "--overwrite"],
+            "the same command, without --overwrite, goes on from the last checkpoint; where it had none yet, give the "
+            "same command again.",
+        ),
         (
             "jpeft.pretrain.loop.pretrain",
             ["pretrain", "--config=pretrain/mini", "--config.data.path=."],

@@ -46,7 +46,9 @@ def resumable(*, overwrite: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise RunFailed(f"interrupted; {_command(overwrite)} goes on from the last checkpoint.") from None
+        # Before it the run that was to be replaced is back, and without --overwrite that one would be gone on with.
+        otherwise = "; where it had none yet, give the same command again" if overwrite else ""
+        raise RunFailed(f"interrupted; {_command(overwrite)} goes on from the last checkpoint{otherwise}.") from None
 
 
 def _command(overwrite: bool) -> str:
