@@ -57,9 +57,10 @@ class SegmentCache:
         first, at_keys, at_values = (), (0, 0, 0, position), (0, 0, position, 0)
         if layer is not None:
             first, keys, values = (layer,), keys[None], values[None]
+        indices = lambda at: [jnp.asarray(index, jnp.int32) for index in (*first, *at)]  # of one dtype also under x64
         return SegmentCache(
-            jax.lax.dynamic_update_slice(self.keys, keys, (*first, *at_keys)),
-            jax.lax.dynamic_update_slice(self.values, values, (*first, *at_values)),
+            jax.lax.dynamic_update_slice(self.keys, keys, indices(at_keys)),
+            jax.lax.dynamic_update_slice(self.values, values, indices(at_values)),
         )
 
     def of(self, layer: Array | None) -> Cached:

@@ -182,6 +182,14 @@ def test_a_row_whose_logits_are_no_numbers_is_named(search, model, tokens):
     np.testing.assert_array_equal(found.tokens[others], find(model, with_rare).tokens[others])
 
 
+@pytest.mark.parametrize("search", [greedy, functools.partial(beam_search, num_beams=2)], ids=["greedy", "beam"])
+def test_64_bit_numbers_change_no_token(search, model, tokens):
+    """As found: with `jax_enable_x64`, without which float64 is refused, every generation ended in a TypeError."""
+    with jax.enable_x64(True):
+        found = jax.jit(lambda model, inputs: search(model, inputs, max_length=6).tokens)(model, tokens[:2])
+    np.testing.assert_array_equal(found, search(model, tokens[:2], max_length=6).tokens)
+
+
 def test_one_beam_is_greedy(model, tokens, chosen):
     np.testing.assert_array_equal(_one_beam(model, tokens), chosen)
 
