@@ -65,6 +65,16 @@ def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
     assert planned.bytes == held(base) + held(state) - state.step.nbytes + planned.gradients
 
 
+@pytest.mark.parametrize("axis", ["model", "fsdp"])
+def test_four_devices_hold_a_quarter_of_full_tuning_each(axis):
+    """As found: the adapter's shard was whole, which nothing but a plan of the paper's model showed."""
+    xl = Run.from_config({"model": {"name": "google/flan-t5-xl"}, "method": {"name": "full"}, "mesh": {axis: 4}})
+    numbers = 2_849_757_184 / 4
+    held = HERE.held(xl, LENGTHS)
+    assert held.adapter == held.gradients == pytest.approx(4 * numbers, rel=1e-3)
+    assert held.optimizer == pytest.approx(8 * numbers, rel=1e-3) and held.weights == 0
+
+
 def test_auto_dtype_is_this_machines_or_else_an_accelerators(run):
     """On this CPU a run with `model.dtype=auto` computes in float32; on a named accelerator in bfloat16."""
     auto = run("lora")
