@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jpeft.config import Run
+from jpeft.eval.generate import Unscored
 from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import split
 from jpeft.program import Program, spec
@@ -108,7 +109,7 @@ def _programs(script: Script, max_length: int) -> Programs:
 
     def generate(adapter, base, tokens):
         script.events.append(("answer", _age(adapter), np.shape(tokens)))
-        return np.ones((len(tokens), max_length), np.int32)
+        return Unscored(np.ones((len(tokens), max_length), np.int32), np.ones(len(tokens), bool))
 
     def score(adapter, base, tokens):
         script.events.append(("score", _age(adapter), np.shape(tokens)))
