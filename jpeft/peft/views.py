@@ -101,7 +101,11 @@ class View:
 
     def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
         """Calls the module with an adapter attached, which is called as `adapter(compute, ...)`."""
+        if self.kind == "embedding":
+            rows, on_rows = self._rows(compute, args, kwargs)
+            return adapter(compute.by(on_rows), rows)
         if self.kind != "linear":
+            args, kwargs = _by_position(compute, args, kwargs)
             return adapter(compute, *args, **kwargs)
         x, on_x = self._activations(compute, args, kwargs)
         if x.ndim == 0 or x.shape[-1] != self.d_in:
@@ -129,6 +133,21 @@ class View:
             kernel = getattr(compute.module, self._kernel)[...].dtype
             x = x.astype(jnp.promote_types(x.dtype, kernel if jnp.issubdtype(kernel, jnp.floating) else jnp.float32))
         return x, on_x
+
+    def _rows(self, compute: Original, args: tuple, kwargs: dict[str, Any]) -> tuple[Array, Compute]:
+        """The rows that an embedding is called with, the argument of its first parameter, and it as a function of them.
+
+        Raises:
+          UserError: they are no whole numbers; a table may be multiplied by its input, and an adapter looks rows up.
+        """
+        rows, on_rows = _with_first(compute, args, kwargs)
+        rows = jnp.asarray(rows)
+        if not jnp.issubdtype(rows.dtype, jnp.integer):
+            raise UserError(
+                f"a {type(compute.module).__name__} with something attached is called with {rows.dtype}; expected "
+                f"whole numbers, rows of its {self._kernel}; attach to other sites."
+            )
+        return rows, on_rows
 
     def matrix(self, module: nnx.Pytree) -> Array:
         """The kernel or table as `[d_in, d_out]` or `[layers, d_in, d_out]`; a norm's scale as `[width]` likewise."""
@@ -175,6 +194,14 @@ def _with_first(compute: Original, args: tuple, kwargs: dict[str, Any]) -> tuple
     arrays = (name for name, value in kwargs.items() if hasattr(value, "dtype"))
     name = parameters[0] if parameters and parameters[0] in kwargs else next(arrays)
     return kwargs[name], lambda x: compute(**{**kwargs, name: x})
+
+
+def _by_position(compute: Original, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call, those of positional parameters in their positions, where an adapter takes them."""
+    if not kwargs:
+        return args, kwargs
+    bound = inspect.signature(compute.call).bind(*args, **kwargs)
+    return bound.args, bound.kwargs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax.nnx import bridge
 
 import jpeft
 from jpeft.peft.made_by import remembered
+from jpeft.peft.method import AddedModules
 from tests.peft.filled import filled
 
 LORA = jpeft.Lora.official(rank=2)
@@ -38,6 +40,25 @@ def test_integers_are_activations_as_they_are_to_the_base(method, key):
     np.testing.assert_array_equal(tuned(whole > 5), tuned((whole > 5).astype(jnp.float32)))
     with pytest.raises(jpeft.UserError, match="is called with complex64; methods act on real numbers"):
         tuned(X + 1j * X)
+
+
+class TouchingSite(nnx.Module):
+    def __init__(self, width):
+        self.shift = jpeft.Adapter(jnp.zeros(width))
+
+    def __call__(self, compute, x):
+        return compute(x) + self.shift[...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Touching(AddedModules):
+    """A method of somebody's own at maps, tables and norms, whose module is called as the documentation says."""
+
+    name: ClassVar[str] = "touching"
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "norm")
+
+    def create(self, site, key, model):
+        return TouchingSite(site.d_out)
 
 
 def test_integers_keep_the_dtype_that_the_base_gives():
@@ -66,6 +87,60 @@ def test_activations_are_the_first_parameter_in_whatever_order_arrays_come(key):
     np.testing.assert_array_equal(tuned(gate=gate, x=X), right)
     with pytest.raises(jpeft.UserError, match=r"called with an array of shape \(3, 5\) first; expected .* width 4"):
         tuned(jnp.ones((3, 5)), gate=gate)
+
+
+class Looked(nnx.Module):
+    """A table with another array beside its rows."""
+
+    def __init__(self):
+        self.embedding = nnx.Param(jax.random.normal(jax.random.key(1), (10, 4)))
+
+    def __call__(self, rows, *, times):
+        return self.embedding[...][rows] * times
+
+
+@pytest.mark.parametrize("method", [LORA, Touching()], ids=["lora", "of_ones_own"])
+def test_a_table_is_called_by_keyword_as_by_position(method, key):
+    rows, times = jnp.array([[1, 2, 9]]), jnp.full((1, 3, 1), 0.5)
+    tuned = filled(jpeft.attach(nnx.Dict(a=nnx.Embed(10, 4, rngs=nnx.Rngs(0)), b=Looked()), method, where=".*"), key)
+    np.testing.assert_array_equal(tuned.a(inputs=rows), tuned.a(rows))
+    for call in ({"rows": rows, "times": times}, {"times": times, "rows": rows}):
+        np.testing.assert_array_equal(tuned.b(**call), tuned.b(rows, times=times))
+
+
+class Embedded(nnx.Module):
+    """An embedded input whose parameters have names of their own."""
+
+    site_kind, site_widths = "input", (4, 4)
+
+    def __call__(self, embedded, visible):
+        return embedded, visible
+
+
+def test_a_norm_and_an_input_are_called_by_keyword_as_by_position(key):
+    model = nnx.Dict(norm=nnx.LayerNorm(4, rngs=nnx.Rngs(0)), input=Embedded())
+    prompt = jpeft.Prompt(prompt_length=2, init="uniform")
+    tuned = filled(jpeft.attach(jpeft.attach(model, Touching(), where="norm"), prompt, where="input"), key)
+    x, mask = jax.random.normal(key, (2, 3, 4)), jnp.ones((2, 3), bool)
+    np.testing.assert_array_equal(tuned.norm(x=x), tuned.norm(x))
+    jax.tree.map(np.testing.assert_array_equal, tuned.input(x, visible=mask), tuned.input(x, mask))
+
+
+class Product(nnx.Module):
+    """A table that is multiplied by what would be its rows, in floats."""
+
+    def __init__(self):
+        self.embedding = nnx.Param(jax.random.normal(jax.random.key(1), (10, 4)))
+
+    def __call__(self, x):
+        return x @ self.embedding[...]
+
+
+@pytest.mark.parametrize("method", [LORA, Touching()], ids=["lora", "of_ones_own"])
+def test_a_table_that_is_called_with_no_rows_is_refused(method):
+    tuned = jpeft.attach(nnx.Dict(a=Product()), method, where="a").a
+    with pytest.raises(jpeft.UserError, match="a Product with something attached is called with float32; .*rows of"):
+        tuned(jax.nn.one_hot(jnp.array([1, 2]), 10))
 
 
 class OwnEinsum(nnx.Module):
