@@ -113,7 +113,11 @@ class View:
                 f"a {type(compute.module).__name__} with something attached is called with an array of shape {x.shape} "
                 f"first; expected activations of width {self.d_in}."
             )
-        return adapter(compute.by(on_x), x)
+
+        def on_vectors(vectors: Array) -> Array:
+            return _of_shape((*vectors.shape[:-1], self.d_out), compute, on_x(vectors))
+
+        return adapter(compute.by(on_vectors), x)
 
     def _activations(self, compute: Original, args: tuple, kwargs: dict[str, Any]) -> tuple[Array, Compute]:
         """The activations that a linear map is called with, and the map as a function of them alone.
@@ -147,7 +151,11 @@ class View:
                 f"a {type(compute.module).__name__} with something attached is called with {rows.dtype}; expected "
                 f"whole numbers, rows of its {self._kernel}; attach to other sites."
             )
-        return rows, on_rows
+
+        def looked_up(rows: Array) -> Array:
+            return _of_shape((*rows.shape, self.d_out), compute, on_rows(rows))
+
+        return rows, looked_up
 
     def matrix(self, module: nnx.Pytree) -> Array:
         """The kernel or table as `[d_in, d_out]` or `[layers, d_in, d_out]`; a norm's scale as `[width]` likewise."""
@@ -164,20 +172,20 @@ class View:
         shape[axis] = self.d_in
         return jax.random.normal(key, shape)
 
-    def on_features(self, act: Compute, module: nnx.Pytree, y: Array) -> Array:
+    def on_features(self, act: Compute, module: nnx.Pytree, y: Any) -> Array:
         """Applies a function of vectors to an output of the module, in which they may lie along an inner axis.
 
         Raises:
-          UserError: that axis of the output has another width.
+          UserError: the output is no array, or that axis of it has another width.
         """
         axis = self.feature_axis
+        if not isinstance(y, jax.Array):
+            raise UserError(_returns(module, f"a {type(y).__name__}", "an array"))
         if self.d_out == 1:  # one number for all features
             return act(y)
         if not -y.ndim <= axis < y.ndim or y.shape[axis] != self.d_out:
-            raise UserError(
-                f"a {type(module).__name__} with something attached returns an array of shape {y.shape}; expected "
-                f"a width of {self.d_out} along axis {axis}; attach to other sites."
-            )
+            expected = f"a width of {self.d_out} along axis {axis}"
+            raise UserError(_returns(module, f"an array of shape {y.shape}", expected))
         return jnp.moveaxis(act(jnp.moveaxis(y, axis, -1)), -1, axis)
 
     @property
@@ -194,6 +202,23 @@ def _with_first(compute: Original, args: tuple, kwargs: dict[str, Any]) -> tuple
     arrays = (name for name, value in kwargs.items() if hasattr(value, "dtype"))
     name = parameters[0] if parameters and parameters[0] in kwargs else next(arrays)
     return kwargs[name], lambda x: compute(**{**kwargs, name: x})
+
+
+def _of_shape(shape: tuple[int, ...], compute: Original, y: Any) -> Array:
+    """The output of a map or an embedding, which has to be an array of this shape for methods to act on its vectors.
+
+    Raises:
+      UserError: it is not; an adapter's part would not fit, or would be broadcast to another output than the base's.
+    """
+    if not isinstance(y, jax.Array) or y.shape != shape:
+        found = f"an array of shape {y.shape}" if isinstance(y, jax.Array) else f"a {type(y).__name__}"
+        raise UserError(_returns(compute.module, found, f"an array of shape {shape}"))
+    return y
+
+
+def _returns(module: Any, found: str, expected: str) -> str:
+    name = type(module).__name__
+    return f"a {name} with something attached returns {found}; expected {expected}; attach to other sites."
 
 
 def _by_position(compute: Original, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -255,7 +280,7 @@ class _General(_Reshaped):
 
         def on_vectors(vectors: Array) -> Array:
             y = on_x(jnp.moveaxis(vectors.reshape(*batch, *contracted), ends, axes))
-            return y.reshape(*batch, self.d_out)
+            return _of_shape((*batch, *self._out_shape), compute, y).reshape(*batch, self.d_out)
 
         y = adapter(compute.by(on_vectors), moved.reshape(*batch, self.d_in))
         return y.reshape(*batch, *self._out_shape)
@@ -294,6 +319,7 @@ class _Einsum(_Reshaped):
 
         def on_vectors(vectors: Array) -> Array:
             y = on_x(jnp.transpose(vectors.reshape(moved.shape), vectors_to_x))
+            y = _of_shape(tuple((*shape, *self._out_shape)[axis] for axis in vectors_to_y), compute, y)
             return jnp.transpose(y, y_to_vectors).reshape(*shape, self.d_out)
 
         y = adapter(compute.by(on_vectors), moved.reshape(*shape, self.d_in))

@@ -143,6 +143,73 @@ def test_a_table_that_is_called_with_no_rows_is_refused(method):
         tuned(jax.nn.one_hot(jnp.array([1, 2]), 10))
 
 
+class Returning(nnx.Module):
+    """A map, a table, or a norm whose call returns what `returned` makes of its output."""
+
+    def __init__(self, kind, returned):
+        shape = {"kernel": (4, 4), "embedding": (9, 4), "scale": (4,)}[kind]
+        self.kind, self.returned = kind, returned
+        setattr(self, kind, nnx.Param(jax.random.normal(jax.random.key(1), shape)))
+
+    def __call__(self, x):
+        weight = getattr(self, self.kind)[...]
+        return self.returned(
+            {"kernel": jnp.matmul, "embedding": lambda x, w: w[x], "scale": jnp.multiply}[self.kind](x, weight)
+        )
+
+
+class ReturningEinsum(Returning):
+    einsum_str = "ab,bc->ca"
+
+    def __call__(self, x):
+        return self.returned(jnp.einsum(self.einsum_str, x, self.kernel[...]))
+
+
+class ReturningGeneral(Returning):
+    in_features, out_features, axis = (4,), (4,), (-1,)
+
+
+OTHERWISE = {
+    "tuple": (lambda y: (y, y.sum()), "returns a tuple; expected an array of shape"),
+    "pooled": (lambda y: y.mean(0), r"returns an array of shape \(\d,\); expected"),
+    "wider": (lambda y: y[..., None] + jnp.zeros(2), r"returns an array of shape \(\d, \d, 2\); expected"),
+}
+
+
+@pytest.mark.parametrize("returned, says", OTHERWISE.values(), ids=OTHERWISE)
+@pytest.mark.parametrize("make", [Returning, ReturningEinsum, ReturningGeneral])
+def test_a_map_that_returns_another_shape_is_refused(make, returned, says):
+    tuned = jpeft.attach(nnx.Dict(a=make("kernel", returned)), LORA, where="a").a
+    with pytest.raises(jpeft.UserError, match=f"a {make.__name__} with something attached {says}"):
+        tuned(X)
+
+
+@pytest.mark.parametrize("method", (*METHODS, jpeft.BitFit(), Touching()), ids=lambda m: f"{m.name}-{m.reading}")
+def test_no_method_takes_a_map_that_returns_a_tuple(method):
+    tuned = jpeft.attach(nnx.Dict(a=Returning("kernel", OTHERWISE["tuple"][0])), method, where="a").a
+    with pytest.raises(jpeft.UserError, match=f"a Returning with something attached {OTHERWISE['tuple'][1]}"):
+        tuned(X)
+
+
+@pytest.mark.parametrize("method", [LORA, Touching()], ids=["lora", "of_ones_own"])
+@pytest.mark.parametrize("returned, says", OTHERWISE.values(), ids=OTHERWISE)
+def test_a_table_that_returns_another_shape_is_refused(method, returned, says):
+    tuned = jpeft.attach(nnx.Dict(a=Returning("embedding", returned), b=Product()), method, where=".*")
+    with pytest.raises(jpeft.UserError, match=f"a Returning with something attached {says}"):
+        tuned.a(jnp.array([1, 2, 8]))
+    with pytest.raises(
+        jpeft.UserError, match=r"a Product .* of shape \(2, 4\); expected an array of shape \(2, 10, 4\)"
+    ):
+        tuned.b(jax.nn.one_hot(jnp.array([1, 2]), 10, dtype=jnp.int32))
+
+
+def test_a_norm_that_returns_no_array_is_refused_a_bias_alone():
+    model = nnx.Dict(a=Returning("scale", lambda y: (y, y.sum())))
+    with pytest.raises(jpeft.UserError, match="a Returning with something attached returns a tuple; expected"):
+        jpeft.attach(model, jpeft.BitFit(norms=True), where="a").a(X)
+    assert jpeft.attach(model, jpeft.NormTuning(), where="a").a(X)[0].shape == X.shape
+
+
 class OwnEinsum(nnx.Module):
     """An einsum of one array and the activations, in the order of its string."""
 
