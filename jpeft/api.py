@@ -146,7 +146,7 @@ def attach(
             raise UserError(f"where {what}; {_WHERE}.")
         unfit = next((site for site in chosen if site.kind not in method.kinds), None)
         if unfit is not None:
-            raise UserError(f"{method.name} acts on {', '.join(method.kinds)}; {unfit.path} is of kind {unfit.kind}.")
+            raise UserError(f"{method.name} acts on {', '.join(method.kinds)}; {unfit.told} is of kind {unfit.kind}.")
     if (wide is None) != (method.init_from_residual is None):
         says = "begins with what rounding took away: name the wide model" if wide is None else "has no use for one"
         raise UserError(f"wide is {'missing' if wide is None else repr(str(wide))}, and {method.describe()} {says}.")
@@ -162,7 +162,7 @@ def attach(
 def _warn_of_unknown_shapes(model: nnx.Module, method: Method, selection: Selection) -> None:
     """Warns of modules that `where` matches and that look like maps or norms, but have weights of other shapes."""
     unknown = [
-        f"{place.sites[0].path} ({name} {list(value.shape)})"
+        f"{place.sites[0].told} ({name} {list(value.shape)})"
         for place in site_modules(model)
         if place.view.kind == "other" and "other" not in method.kinds and selection.allows(place.sites[0])
         for name, value in vars(place.module).items()

@@ -31,7 +31,7 @@ from jpeft.peft.interchange import LARGEST_NUMBER
 from jpeft.peft.made_by import trained_places
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, require_registered
-from jpeft.peft.sites import Site, site_modules, sites
+from jpeft.peft.sites import Site, leaf_at, site_modules, sites
 from jpeft.peft.variables import Adapter, Frozen
 from jpeft.words import one_line
 
@@ -155,7 +155,7 @@ def _shared(model: nnx.Module, tensors: Mapping[str, Any]) -> dict[str, str]:
     for place in site_modules(model):
         for name, value in vars(place.module).items() if not place.in_stack else ():
             if isinstance(value, Adapter):
-                names.setdefault(id(value), []).append(f"{place.sites[0].path}/{name}")
+                names.setdefault(id(value), []).append(leaf_at(place.sites[0].path, name))
     groups = [(next((name for name in group if name in tensors), None), group) for group in names.values()]
     return {name: first for first, group in groups if first is not None for name in group if name not in tensors}
 
@@ -215,7 +215,7 @@ def open_adapter(directory: Path, model: nnx.Module) -> Opened:
 def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], Any]) -> Opened:
     if trained := trained_places(model):
         raise UserError(
-            f"{directory} needs a base without an adapter, and the model has one at {trained[0].sites[0].path}; load "
+            f"{directory} needs a base without an adapter, and the model has one at {trained[0].sites[0].told}; load "
             "the adapter onto the base itself, or merge the other one first."
         )
     method, tensors, notes = read_adapter(directory, model)

@@ -13,7 +13,7 @@ from jpeft.arguments import require_module
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
 from jpeft.peft.method import Method
-from jpeft.peft.sites import Site, SiteModule, layer_stacks, layers_at, site_modules
+from jpeft.peft.sites import Site, SiteModule, layer_stacks, layers_at, leaf_at, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.wrapping import is_adapted
 
@@ -61,7 +61,9 @@ def _require_real(place: SiteModule) -> None:
     """Raises `UserError` if a module has complex weights, to which the methods would add real updates only."""
     for name, value in vars(place.module).items():
         if isinstance(value, nnx.Param) and jnp.issubdtype(value.dtype, jnp.complexfloating):
-            raise UserError(f"{place.sites[0].path}/{name} is {value.dtype}; methods attach to real weights only.")
+            raise UserError(
+                f"{leaf_at(place.sites[0].path, name)} is {value.dtype}; methods attach to real weights only."
+            )
 
 
 def _require_tied_weights_chosen(model: nnx.Module, made: Mapping[int, Any]) -> None:
@@ -104,13 +106,13 @@ def init_from_residual(tuned: nnx.Module, method: Method, residual: Callable[[st
         for site, part in zip(place.sites, of_layers, strict=True):
             if part is not None and part.shape != (site.d_in, site.d_out):
                 raise UserError(
-                    f"{site.path} is a map of {site.d_in} to {site.d_out} and in the wide model of {part.shape[0]} to "
+                    f"{site.told} is a map of {site.d_in} to {site.d_out} and in the wide model of {part.shape[0]} to "
                     f"{part.shape[1]}; name the model that this one was quantized from."
                 )
         residuals = [part for part in of_layers if part is not None]
         if residuals:  # all layers of a stack or none
             module: Any = place.module
-            init(module.adapter, np.stack(residuals) if place.in_stack else residuals[0], place.sites[0].path)
+            init(module.adapter, np.stack(residuals) if place.in_stack else residuals[0], place.sites[0].told)
             num_maps += len(residuals)
     if not num_maps:
         raise UserError(

@@ -31,7 +31,7 @@ class Full(Method):
     def attach_to(self, place, key, model, made):
         if any(isinstance(value, Quantized) for value in vars(place.module).values()):
             raise UserError(
-                f"{place.sites[0].path} is kept in 8 or 4 bits, which do not train; load the model without "
+                f"{place.sites[0].told} is kept in 8 or 4 bits, which do not train; load the model without "
                 "quantization, or choose a method that adds to a frozen base."
             )
         for name, value in list(vars(place.module).items()):

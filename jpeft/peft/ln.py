@@ -109,14 +109,14 @@ class NormTuning(AddedModules, PeftLayout):
     def create(self, site, key, model):
         if self.parts == "bias" and not site.has_bias:
             raise UserError(
-                f"{site.path} has no bias, and method.norm_parts is 'bias'; train its scale, or other sites."
+                f"{site.told} has no bias, and method.norm_parts is 'bias'; train its scale, or other sites."
             )
         return NormSite(site.d_out, scale=self.parts != "bias", bias=site.has_bias and self.parts != "scale")
 
     def start(self, adapter, place):
         module: Any = place.module
         if place.view.kernel is None:
-            raise UserError(f"{place.sites[0].path} is a {type(module).__name__} without a scale, which cannot train.")
+            raise UserError(f"{place.sites[0].told} is a {type(module).__name__} without a scale, which cannot train.")
         own = {"norm_scale": place.view.kernel, "norm_bias": place.view.bias}
         for leaf in _leaves(adapter):
             # A copy, since training donates the buffers of trainable leaves.

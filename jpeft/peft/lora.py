@@ -18,7 +18,7 @@ from jpeft.peft.interchange import NUMBER, PeftFile, PeftLayout, PeftNames, Tens
 from jpeft.peft.method import AddedModules
 from jpeft.peft.row_wise import Leaves, Rescale, Rows, per_row
 from jpeft.peft.selection import Selection
-from jpeft.peft.sites import ATTENTION_ROLES, Site
+from jpeft.peft.sites import ATTENTION_ROLES, Site, leaf_at
 from jpeft.peft.variables import Adapter, Frozen
 from jpeft.peft.views import Original
 
@@ -287,7 +287,7 @@ class Lora(AddedModules, PeftLayout):
             kernel = place.view.matrix(place.module)
             if self.rank > min(kernel.shape[-2:]):
                 raise UserError(
-                    f"method.rank is {self.rank}, and {place.sites[0].path} is {kernel.shape[-2]} by "
+                    f"method.rank is {self.rank}, and {place.sites[0].told} is {kernel.shape[-2]} by "
                     f"{kernel.shape[-1]}, with fewer singular values than method.lora_init=pissa needs; lower the rank."
                 )
             adapter.init_from(kernel)
@@ -321,7 +321,7 @@ class Lora(AddedModules, PeftLayout):
         for name, value in leaves.items():
             path, _, leaf = name.rpartition("/")
             if leaf in sign:
-                first = leaves[f"{path}/{leaf.replace('lora', 'first')}"]
+                first = leaves[leaf_at(path, leaf.replace("lora", "first"))]
                 joined[name] = np.concatenate([value, sign[leaf] * first], axis=-1 if leaf == "lora_a" else -2)
         alpha = self.alpha * (2**0.5 if self.rank_stabilized else 2)  # keeps the scale the same
         return dataclasses.replace(self, rank=2 * self.rank, alpha=alpha, init="plain"), joined

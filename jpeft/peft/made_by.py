@@ -46,7 +46,7 @@ def require_made_by(tuned: nnx.Module, method: Method) -> None:
         raise UserError("nothing is attached to the model; there is nothing to save.")
     method = method.settled([site for place in places for site in place.sites])
     for place in places:
-        path = place.sites[0].path
+        path = place.sites[0].told
         if not _is_made_by(place, method, tuned):
             raise UserError(
                 f"what trains at {path} is not what {method.describe()} makes; name the method, with its options, that "
@@ -73,7 +73,7 @@ def require_attached_by(tuned: nnx.Module, method: Method) -> None:
     settled = method.settled([site for place in candidates for site in place.sites]) if candidates else method
     if places and not any(_is_made_by(place, settled, tuned) for place in candidates):
         raise UserError(
-            f"method is {method.describe()}, and what trains in the model, at {places[0].sites[0].path}, is not what "
+            f"method is {method.describe()}, and what trains in the model, at {places[0].sites[0].told}, is not what "
             "it makes; name the method, with its options, that was attached."
         )
 

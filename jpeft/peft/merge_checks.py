@@ -157,13 +157,13 @@ def _try_call(place: SiteModule, call: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # users' modules may raise anything
         raise UserError(
-            f"{place.sites[0].path}, a {type(place.module).__name__}, cannot be merged: a call with a random input of "
+            f"{place.sites[0].told}, a {type(place.module).__name__}, cannot be merged: a call with a random input of "
             f"its size fails ({kind_and_first_line(error, 120)})."
         ) from None
 
 
 def _message(place: SiteModule, reason: str) -> str:
     return (
-        f"{place.sites[0].path} is a {type(place.module).__name__}, which does not compute what its weights look like "
+        f"{place.sites[0].told} is a {type(place.module).__name__}, which does not compute what its weights look like "
         f"(x @ kernel, and bias): {reason}. It cannot be merged."
     )

@@ -17,7 +17,7 @@ from jpeft.peft.merge_checks import (
     sample_output,
     whole_output,
 )
-from jpeft.peft.sites import SiteModule, site_modules
+from jpeft.peft.sites import SiteModule, leaf_at, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.wrapping import forget_method, is_adapted, take_off
 
@@ -97,7 +97,7 @@ def _untie_adapted_weights(model: nnx.Module) -> None:
             weight = None if name is None else getattr(module, name)
             if name is not None and isinstance(weight, nnx.Param) and num_holders[id(weight)] > 1:
                 setattr(module, name, weight.copy())
-                untied.append(f"{place.sites[0].path}/{name}")
+                untied.append(leaf_at(place.sites[0].path, name))
     if untied:
         warnings.warn(
             f"{len(untied)} weights were shared with other modules and are no longer, the first of them {untied[0]}: "
@@ -118,7 +118,7 @@ def _merge_adapter(place: SiteModule, model: nnx.Module, *, heads_apart: bool) -
     adapter: Any = take_off(module)
     if place.view.kernel is None or not hasattr(adapter, "fold"):
         raise UserError(
-            f"{type(adapter).__name__} at {place.sites[0].path} is no change of a weight; it cannot be merged."
+            f"{type(adapter).__name__} at {place.sites[0].told} is no change of a weight; it cannot be merged."
         )
     if kind == "embedding":
         _require_no_head(place, model, heads_apart=heads_apart)
@@ -143,7 +143,7 @@ def _weight_dtypes(place: SiteModule) -> dict[str, Any]:
     dtypes = {name: getattr(module, name)[...].dtype for name in (kernel, place.view.bias) if name is not None}
     if kernel is not None and not jnp.issubdtype(dtypes[kernel], jnp.floating):
         raise UserError(
-            f"{place.sites[0].path} keeps its weights as {dtypes[kernel]}, to which merged ones would be rounded; it "
+            f"{place.sites[0].told} keeps its weights as {dtypes[kernel]}, to which merged ones would be rounded; it "
             "cannot be merged."
         )
     return dtypes
@@ -151,7 +151,7 @@ def _weight_dtypes(place: SiteModule) -> dict[str, Any]:
 
 def _require_no_head(place: SiteModule, model: nnx.Module, *, heads_apart: bool) -> None:
     """Raises `UserError` if an adapted embedding is also the output head of the model, or may be."""
-    path = place.sites[0].path
+    path = place.sites[0].told
     if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         raise UserError(
             f"{path} is also the head of this model, on which the adapter does not act; it cannot be merged."
@@ -172,7 +172,7 @@ def _fold(adapter: Any, place: SiteModule) -> None:
     kernel, new_bias = adapter.fold(view.matrix(module).astype(jnp.float32), flat_bias)
     if new_bias is not None and bias is None:
         raise UserError(
-            f"{type(adapter).__name__} at {place.sites[0].path} needs a bias, and the module has none; it cannot be "
+            f"{type(adapter).__name__} at {place.sites[0].told} needs a bias, and the module has none; it cannot be "
             "merged."
         )
     view.set_matrix(module, kernel)

@@ -16,7 +16,7 @@ from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
 from jpeft.peft.prompt import common_pieces
 from jpeft.peft.row_wise import Leaves, Rows
-from jpeft.peft.sites import Site
+from jpeft.peft.sites import Site, leaf_at
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
 from jpeft.peft.wrapping import put
@@ -218,7 +218,7 @@ class Prefix(AddedModules, PeftLayout):
             path, _, leaf = name.rpartition("/")
             by_path.setdefault(path, {})[leaf] = value
         direct = {
-            f"{path}/{leaf}": value for path, own in by_path.items() for leaf, value in _keys_and_values(own).items()
+            leaf_at(path, leaf): value for path, own in by_path.items() for leaf, value in _keys_and_values(own).items()
         }
         return dataclasses.replace(self, projection=0), direct
 

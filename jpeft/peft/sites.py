@@ -46,6 +46,11 @@ class Site:
         return self.path.rpartition("/")[2]
 
     @property
+    def told(self) -> str:
+        """What messages call it: its path, which is empty where the model is itself a site."""
+        return self.path or "the model itself"
+
+    @property
     def stack(self) -> str | None:
         """The stack of blocks that it is in, such as `encoder`; outside of all stacks the first part of its path."""
         index = self._layer_at
@@ -143,6 +148,11 @@ def layer_stacks(model: nnx.Module) -> list[tuple[str, LayerStack]]:
 def layers_at(path: str) -> str:
     """What the paths of the layers of a `LayerStack` begin with; the stack at the empty path is the model itself."""
     return f"{path}/layers" if path else "layers"
+
+
+def leaf_at(path: str, leaf: str) -> str:
+    """The name of a leaf of the site at a path; a model that is itself a site has the empty path."""
+    return f"{path}/{leaf}" if path else leaf
 
 
 def sites(model: nnx.Module) -> list[Site]:

@@ -52,16 +52,16 @@ def put(place: SiteModule, adapter: nnx.Module) -> None:
     module: Any = place.module
     if not callable(module):
         raise UserError(
-            f"{place.sites[0].path} is a {type(module).__name__}, which is not called itself, so an adapter there "
+            f"{place.sites[0].told} is a {type(module).__name__}, which is not called itself, so an adapter there "
             "would have no effect; attach to other sites."
         )
     if hasattr(module, "adapter"):
         why = "has an adapter already" if is_adapted(module) else "has an attribute `adapter` of its own"
-        raise UserError(f"{place.sites[0].path} {why}; attach to a model without it, or at other sites.")
+        raise UserError(f"{place.sites[0].told} {why}; attach to a model without it, or at other sites.")
     swapped = with_kernel_second(module, place.view)
     if swapped is not None:
         raise UserError(
-            f"{place.sites[0].path} is a {type(module).__name__} whose einsum_str {module.einsum_str!r} has the kernel "
+            f"{place.sites[0].told} is a {type(module).__name__} whose einsum_str {module.einsum_str!r} has the kernel "
             f"first; expected the activations first: make it {swapped!r} and swap the operands, or attach elsewhere."
         )
     module.adapter = adapter

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 import jpeft
 from jpeft.arguments import require_texts
@@ -536,6 +537,70 @@ def test_full_tuning_keeps_shared_weights_shared(tmp_path, key):
     np.testing.assert_array_equal(jpeft.load_adapter(tmp_path, untied)(x), tuned(x))
     with pytest.raises(jpeft.UserError, match="b/kernel is a weight that modules share, and not all"):
         jpeft.attach(Siamese(), jpeft.Full(), where="a|c")
+
+
+ALONE = [
+    LORA,
+    jpeft.Lora.official(rank=2, init="pissa"),
+    jpeft.BitFit(),
+]
+
+
+@pytest.mark.parametrize("method", ALONE, ids=lambda method: f"{method.name}-{getattr(method, 'init', '')}")
+def test_a_model_that_is_a_map_itself_is_saved_and_loaded(method, tmp_path, key):
+    base = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    tuned = filled(jpeft.attach(base, method, where=".*"), key)
+    jpeft.save(tuned, method, tmp_path)
+    x = jax.random.normal(key, (2, 4))
+    np.testing.assert_allclose(jpeft.load_adapter(tmp_path, base)(x), tuned(x), atol=1e-5)
+
+
+class OneAttention(nnx.Module):
+    """A model that is an attention itself: a mean of what comes before it and of its input."""
+
+    site_kind, site_widths = "attention", (4, 4)
+
+    def __call__(self, x, before=None):
+        return x if before is None else x + before[1].mean(1, keepdims=True)
+
+
+def test_a_model_that_is_an_attention_itself_saves_the_prefix_of_a_network(tmp_path):
+    method = jpeft.Prefix(prefix_length=2, projection=3)
+    jpeft.save(jpeft.attach(OneAttention(), method, where=".*"), method, tmp_path)
+    assert set(load_file(tmp_path / "jpeft_adapter.safetensors")) == {"prefix_keys", "prefix_values"}
+
+
+class Twice(nnx.Module):
+    """A map that holds its kernel under another name, too, and has a part with a weight that is frozen."""
+
+    def __init__(self):
+        self.kernel = nnx.Param(jax.random.normal(jax.random.key(0), (4, 4)))
+        self.also = self.kernel
+        self.part = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.part(x @ self.kernel[...] + x @ self.also[...])
+
+
+def test_a_weight_that_a_model_itself_holds_twice_is_saved_once(tmp_path, key):
+    tuned = filled(jpeft.attach(Twice(), jpeft.Full(), where=""), key)
+    jpeft.save(tuned, jpeft.Full(), tmp_path)
+    assert json.loads((tmp_path / "jpeft_adapter.json").read_text())["shared"] == {"kernel": "also"}
+    x = jax.random.normal(key, (2, 4))
+    np.testing.assert_array_equal(jpeft.load_adapter(tmp_path, Twice())(x), tuned(x))
+
+
+def test_messages_name_a_model_that_is_a_site_itself(key):
+    base = nnx.Linear(4, 3, use_bias=False, rngs=nnx.Rngs(0))
+    tuned = filled(jpeft.attach(base, jpeft.BitFit(), where=".*"), key)
+    with pytest.raises(jpeft.UserError, match="BiasSite at the model itself needs a bias"):
+        jpeft.merge(tuned)
+    with pytest.raises(jpeft.UserError, match="the model itself has an adapter already"):
+        jpeft.attach(tuned, LORA, where=".*")
+    with pytest.raises(jpeft.UserError, match="what trains at the model itself is not what"):
+        jpeft.save(tuned, LORA, "nowhere")
+    with pytest.raises(jpeft.UserError, match="^(kernel|bias) is complex64"):
+        jpeft.attach(nnx.Linear(4, 3, param_dtype=jnp.complex64, rngs=nnx.Rngs(0)), LORA, where=".*")
 
 
 class Scaled(nnx.Module):
