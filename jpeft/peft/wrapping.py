@@ -1,5 +1,6 @@
 """Attaching an adapter to a module of any class, without changing its code, its attributes or its paths."""
 
+import copyreg
 import dataclasses
 import functools
 from typing import Any
@@ -34,7 +35,23 @@ def _adapted(original: type[nnx.Module]) -> type[nnx.Module]:
         return view.call(self.adapter, compute, *args, **kwargs)
 
     names = {"__call__": call, "unadapted": original, "__doc__": original.__doc__, "__module__": original.__module__}
-    return type(original.__name__, (original,), names)
+    return _findable(type(original))(original.__name__, (original,), names)
+
+
+@functools.cache
+def _findable(metaclass: type[type]) -> type[type]:
+    """A subclass of a metaclass whose classes, those of `_adapted`, are in no module and are pickled all the same.
+
+    They are pickled as their originals and made again, so that models with adapters, and what `nnx.split` returns of
+    them, can be sent to other processes where their bases can.
+    """
+    findable = type(metaclass.__name__, (metaclass,), {"__module__": metaclass.__module__})
+
+    def by_its_original(adapted: Any) -> tuple[Any, ...]:
+        return _adapted, (adapted.unadapted,)
+
+    copyreg.pickle(findable, by_its_original)
+    return findable
 
 
 def num_dimensions(adapter: nnx.Module) -> int:
@@ -102,6 +119,9 @@ class AttachedMethod:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AttachedMethod, (self.method,)  # a hash of this process is none of another
 
     def __repr__(self) -> str:
         return f"AttachedMethod({self.method!r})"

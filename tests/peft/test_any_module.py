@@ -1,7 +1,9 @@
 """Methods on modules from outside jpeft: Flax's own layers, lists, plain attributes and stacked, scanned blocks."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jpeft.peft.attaching import split
 from jpeft.peft.made_by import remembered
 from jpeft.peft.sites import sites
 from jpeft.peft.views import view_of
+from jpeft.peft.wrapping import AttachedMethod
 from tests.conftest import TINY, random_t5, slow_but
 from tests.peft.filled import filled
 
@@ -308,6 +311,46 @@ def test_a_table_that_may_be_the_head_is_merged_only_if_told_that_it_is_not(key)
     with pytest.raises(jpeft.UserError, match="embed is a Embed.* say heads_apart=True if it does not"):
         jpeft.merge(tuned)
     np.testing.assert_allclose(jpeft.merge(tuned, heads_apart=True)(TOKENS), tuned(TOKENS), atol=1e-5)
+
+
+class Kinds(nnx.Module):
+    """A map, a norm and a table, each by itself."""
+
+    def __init__(self):
+        self.embed = nnx.Embed(7, 4, rngs=nnx.Rngs(0))
+        self.norm = nnx.LayerNorm(4, rngs=nnx.Rngs(0))
+        self.map = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+    def __call__(self, rows):
+        return self.map(self.norm(self.embed(rows)))
+
+
+PICKLED = (LORA, jpeft.Vera(rank=2), jpeft.BitFit(norms=True), jpeft.NormTuning(), jpeft.Full())
+
+
+@pytest.mark.parametrize("method", PICKLED, ids=lambda method: method.name)
+def test_a_tuned_model_is_pickled_as_its_base_is(method, key):
+    rows = jnp.arange(7)
+    tuned = filled(jpeft.attach(Kinds(), method, where=".*"), key)
+    again = pickle.loads(pickle.dumps(tuned))
+    assert nnx.graphdef(again) == nnx.graphdef(tuned) and remembered(again) == [method]
+    assert [type(part) for _, part in nnx.iter_graph(again)] == [type(part) for _, part in nnx.iter_graph(tuned)]
+    graphdef, adapter, base = pickle.loads(pickle.dumps(jpeft.split(tuned)))
+    for same in (again, nnx.merge(graphdef, adapter, base), copy.deepcopy(again), nnx.clone(again)):
+        np.testing.assert_array_equal(same(rows), tuned(rows))
+
+
+def test_a_tuned_model_that_was_pickled_is_compiled(key):
+    tuned = filled(jpeft.attach(nnx.Dict(it=nnx.Linear(4, 4, rngs=nnx.Rngs(0))), LORA, where="it"), key)
+    x = jnp.ones((2, 4))
+    compiled = nnx.jit(lambda model, x: model.it(x))
+    np.testing.assert_allclose(compiled(pickle.loads(pickle.dumps(tuned)), x), tuned.it(x), atol=1e-6)
+
+
+def test_a_method_that_was_pickled_in_another_process_has_the_hash_of_this_one():
+    attached = AttachedMethod(LORA)
+    attached._hash += 1  # Python's hashes of texts differ by process
+    assert hash(pickle.loads(pickle.dumps(attached))) == hash(AttachedMethod(LORA))
 
 
 def test_what_only_looks_like_a_stack_is_told_when_it_is_called():
