@@ -116,7 +116,7 @@ def _merge_adapter(place: SiteModule, model: nnx.Module, *, heads_apart: bool) -
     dtypes = _weight_dtypes(place)
     adapted_output = sample_output(place) if not is_ours and kind in ("linear", "norm") else None
     adapter: Any = take_off(module)
-    if place.view.kernel is None or not hasattr(adapter, "fold"):
+    if not hasattr(adapter, "fold") or (place.view.kernel is None and kind != "norm"):
         raise UserError(
             f"{type(adapter).__name__} at {place.sites[0].told} is no change of a weight; it cannot be merged."
         )
@@ -126,7 +126,8 @@ def _merge_adapter(place: SiteModule, model: nnx.Module, *, heads_apart: bool) -
         require_kernel_is_used_linearly(place)
     _fold(adapter, place)
     if adapted_output is not None:
-        require_same_output(place, adapted_output, rounds=dtypes.get(place.view.kernel, jnp.float32) != jnp.float32)
+        rounded = place.view.kernel or place.view.bias or ""
+        require_same_output(place, adapted_output, rounds=dtypes.get(rounded, jnp.float32) != jnp.float32)
     if not is_ours:
         for name, dtype in dtypes.items():
             getattr(module, name).set_value(getattr(module, name)[...].astype(dtype))
@@ -164,18 +165,28 @@ def _require_no_head(place: SiteModule, model: nnx.Module, *, heads_apart: bool)
 
 
 def _fold(adapter: Any, place: SiteModule) -> None:
-    """Replaces the weights of a module by those that its adapter's `fold` returns for them, in float32."""
+    """Replaces the weights of a module by those that its adapter's `fold` returns for them, in float32.
+
+    Raises:
+      UserError: these include a bias or, of a norm, a scale, and the module has none.
+    """
     module: Any = place.module
     view = place.view
     bias = None if view.bias is None else getattr(module, view.bias)[...]
     flat_bias = None if bias is None else _flat(bias.astype(jnp.float32), view.d_out)
-    kernel, new_bias = adapter.fold(view.matrix(module).astype(jnp.float32), flat_bias)
-    if new_bias is not None and bias is None:
+    # A norm without a scale is one with a scale of ones.
+    kernel = jnp.ones(view.d_out) if view.kernel is None else view.matrix(module).astype(jnp.float32)
+    new_kernel, new_bias = adapter.fold(kernel, flat_bias)
+    lacks = "bias" if new_bias is not None and bias is None else None
+    if view.kernel is None and (new_kernel != 1).any():
+        lacks = "scale"
+    if lacks is not None:
         raise UserError(
-            f"{type(adapter).__name__} at {place.sites[0].told} needs a bias, and the module has none; it cannot be "
+            f"{type(adapter).__name__} at {place.sites[0].told} needs a {lacks}, and the module has none; it cannot be "
             "merged."
         )
-    view.set_matrix(module, kernel)
+    if view.kernel is not None:
+        view.set_matrix(module, new_kernel)
     if view.bias is not None and bias is not None and new_bias is not None:
         getattr(module, view.bias).set_value(new_bias.reshape(bias.shape))
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import jpeft
 from jpeft.arguments import require_texts
 from jpeft.peft.attaching import split
 from jpeft.peft.made_by import remembered
+from jpeft.peft.method import AddedModules
 from jpeft.peft.sites import sites
 from jpeft.peft.views import view_of
 from jpeft.peft.wrapping import AttachedMethod
@@ -172,6 +174,59 @@ def test_nothing_is_attached_twice_at_one_place():
 def test_biases_are_merged_only_where_there_are_some(key):
     tuned = jpeft.attach(Flax(nnx.Rngs(0)), jpeft.BitFit(), where="blocks/1/out")
     with pytest.raises(jpeft.UserError, match="BiasSite at blocks/1/out needs a bias"):
+        jpeft.merge(filled(tuned, key))
+
+
+class ScalingSite(nnx.Module):
+    def __init__(self, width):
+        self.scale_out = jpeft.Adapter(jnp.ones(width))
+
+    def __call__(self, compute, x):
+        return compute(x) * self.scale_out[...]
+
+    def fold(self, kernel, bias):
+        return kernel * self.scale_out[...], None if bias is None else bias * self.scale_out[...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling(AddedModules):
+    """A method of somebody's own that scales the output of norms."""
+
+    name: ClassVar[str] = "scaling"
+    kinds: ClassVar[tuple[str, ...]] = ("norm",)
+
+    def create(self, site, key, model):
+        return ScalingSite(site.d_out)
+
+
+class CentringNorm(nnx.Module):
+    """A norm whose scale has a name that says nothing, so that jpeft sees neither a scale nor a bias."""
+
+    def __init__(self):
+        self.gamma = nnx.Param(jnp.full(4, 2.0))
+
+    def __call__(self, x):
+        return (x - x.mean(-1, keepdims=True)) * self.gamma[...]
+
+
+def test_a_bias_is_merged_into_a_norm_without_a_scale(key):
+    norm = lambda: nnx.LayerNorm(4, use_scale=False, rngs=nnx.Rngs(0))
+    x = jax.random.normal(key, (3, 4))
+    tuned = filled(jpeft.attach(nnx.Dict(it=norm()), jpeft.BitFit(norms=True), where="it"), key)
+    merged = jpeft.merge(tuned)
+    np.testing.assert_allclose(merged.it(x), tuned.it(x), atol=1e-6)
+    assert type(merged.it) is nnx.LayerNorm and merged.it.scale is None
+    stacked = nnx.vmap(lambda rngs: nnx.LayerNorm(4, use_scale=False, rngs=rngs))(nnx.Rngs(0).split(2))
+    tuned = filled(jpeft.attach(nnx.Dict(it=stacked), jpeft.BitFit(norms=True), where="it"), key)
+    np.testing.assert_allclose(jpeft.merge(tuned).it.bias[...], tuned.it.adapter.bias[...])
+
+
+def test_a_norm_that_has_no_weight_to_hold_it_takes_no_merged_one(key):
+    tuned = filled(jpeft.attach(nnx.Dict(it=CentringNorm()), jpeft.BitFit(norms=True), where="it"), key)
+    with pytest.raises(jpeft.UserError, match="BiasSite at it needs a bias, and the module has none; it cannot be"):
+        jpeft.merge(tuned)
+    tuned = jpeft.attach(nnx.Dict(it=nnx.LayerNorm(4, use_scale=False, rngs=nnx.Rngs(0))), Scaling(), where="it")
+    with pytest.raises(jpeft.UserError, match="ScalingSite at it needs a scale, and the module has none; it cannot be"):
         jpeft.merge(filled(tuned, key))
 
 
