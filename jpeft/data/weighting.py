@@ -153,7 +153,7 @@ def describe_weights(
         nothing = int((weights == 0).sum())
         lines.append(
             f"training rows are weighted by the column {column!r}"
-            + (f"; {counted(nothing, 'row weighs', 'rows weigh')} 0 and teach nothing" if nothing else "")
+            + (f"; {counted(nothing, 'row weighs 0 and teaches', 'rows weigh 0 and teach')} nothing" if nothing else "")
         )
     if lines:
         positive = weights[weights > 0]

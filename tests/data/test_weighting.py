@@ -78,5 +78,6 @@ def test_the_least_weight_above_nothing_is_one():
     assert "as 1 equal rows" in describe_weights(None, "w", scaled(np.array([1e-25, 1])))[-1]
     lines = describe_weights({"no": 1.0, "yes": 3.0}, "w", np.array([1.0, 3.0, 0.0]))
     assert lines[0] == "class weights of the training loss: no 1, yes 3"
-    assert lines[1] == "training rows are weighted by the column 'w'; 1 row weighs 0 and teach nothing"
+    assert lines[1] == "training rows are weighted by the column 'w'; 1 row weighs 0 and teaches nothing"
+    assert describe_weights(None, "w", np.array([1.0, 0.0, 0.0]))[0].endswith("; 2 rows weigh 0 and teach nothing")
     assert "counts 3 times the lightest" in lines[2] and "as 2 equal rows" in lines[2]  # (1 + 3)² / (1 + 9) = 1.6
