@@ -33,7 +33,7 @@ from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, require_registered
 from jpeft.peft.sites import Site, leaf_at, site_modules, sites
 from jpeft.peft.variables import Adapter, Frozen
-from jpeft.words import one_line
+from jpeft.words import counted, listed, one_line, short
 
 PEFTS, OURS = ADAPTER_FILES
 CONFIGS = (OURS, PEFTS)  # the config files of the two layouts; an adapter directory has one of them
@@ -42,6 +42,7 @@ _WEIGHTS = {OURS: "jpeft_adapter.safetensors", PEFTS: "adapter_model.safetensors
 _DIMENSIONS = {_WEIGHTS[OURS]: tuple(range(9)), _WEIGHTS[PEFTS]: (1, 2)}
 _MAY_BE_EMPTY = (".lora_A", ".lora_B", ".lora_E")  # AdaLoRA may prune all ranks of a map
 _OPTIONS = "jpeft_options"  # in the metadata of the weights: the options of `PeftLayout.peft_unstored`, as JSON
+_MOST_LOOKED_AT, _MOST_NAMED = 1_000, 3  # subdirectories, where a directory holds no adapter
 _BASE_KEY = {OURS: "base_model", PEFTS: "base_model_name_or_path"}
 
 
@@ -258,6 +259,23 @@ def layout_of(directory: Path) -> str | None:
     return next((name for name in CONFIGS if (directory / name).is_file()), None)
 
 
+def adapters_below(directory: Path) -> str | None:
+    """Names the subdirectories that hold an adapter or a run's, for messages; None if there are none.
+
+    PEFT's `save_pretrained` writes one for each adapter that has a name.
+    """
+    try:
+        inner = sorted(directory.iterdir())[:_MOST_LOOKED_AT]
+        names = [short(one.name, quoted=False) for one in inner if layout_of(one) or layout_of(one / "adapter")]
+    except OSError:  # it is not there, or not readable
+        return None
+    if len(names) < 2:
+        return f"its subdirectory {names[0]} does: name it" if names else None
+    more = len(names) - _MOST_NAMED
+    shown = [*names[:_MOST_NAMED], *([counted(more, "other")] if more > 0 else [])]
+    return f"its subdirectories {listed(shown)} do: name one of them"
+
+
 def stored_base_name(directory: Path) -> str | None:
     """The name of the base in an adapter's config; None if it has none. Raises `RunFailed` if the config is damaged."""
     layout = layout_of(directory)
@@ -286,9 +304,8 @@ def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, 
                 f"{directory} is a whole model, the result of full tuning, and no adapter; open it by jpeft.load, or "
                 "give it as model.name."
             )
-        raise UserError(
-            f"{directory} holds no adapter: neither {OURS} nor {PEFTS} is there; name a run or an adapter's directory."
-        )
+        instead = adapters_below(directory) or "name a run or an adapter's directory"
+        raise UserError(f"{directory} holds no adapter: neither {OURS} nor {PEFTS} is there; {instead}.")
     config, tensors = _read_config(directory / layout), _read_tensors(directory / _WEIGHTS[layout], model)
     if layout == PEFTS:
         method, tensors, notes = read_peft(config, tensors, model, source=str(directory))

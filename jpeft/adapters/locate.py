@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jpeft.adapters.files import CONFIGS, PEFTS, layout_of, stored_base_name
+from jpeft.adapters.files import CONFIGS, PEFTS, adapters_below, layout_of, stored_base_name
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object
 
@@ -46,7 +46,8 @@ def locate(path: Path) -> Located:
             if is_unfinished_run
             else f"looked for {' or '.join(CONFIGS)}"
         )
-        raise UserError(f"{path} holds no adapter ({why}).")
+        instead = adapters_below(path)
+        raise UserError(f"{path} holds no adapter ({why}){f'; {instead}' if instead else ''}.")
     result = _result(directory.parent) if directory.absolute().name == "adapter" else None
     return Located(directory, stored_base_name(directory), result)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import jpeft
 from jpeft.adapters.files import load_adapter, save_adapter
+from jpeft.adapters.locate import locate
 from jpeft.config import MethodConfig, Run
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.loss import loss_sums
@@ -297,6 +299,26 @@ def test_an_adapter_of_another_size_does_not_fit(tiny_t5, key, tmp_path):
     shallower = random_t5(dataclasses.replace(TINY, num_layers=1))
     with pytest.raises(UserError, match="does not fit this base, which has no encoder/layers/1"):
         load_adapter(tmp_path, shallower)
+
+
+def test_a_directory_of_adapters_says_which_there_are(tiny_t5, key, tmp_path):
+    method = Ia3()
+    chosen = select(tiny_t5, method)
+    tuned = attach(tiny_t5, method, chosen, key)
+
+    def refused(says: str) -> None:
+        for read in (lambda: load_adapter(tmp_path, tiny_t5), lambda: locate(tmp_path)):
+            with pytest.raises(UserError, match=f"holds no adapter.*; {says}$"):
+                read()
+
+    (tmp_path / "a directory of something else").mkdir()
+    save_adapter(tuned, method, chosen, tmp_path / "b", base_name="tiny")
+    refused("its subdirectory b does: name it.")
+    save_adapter(tuned, method, chosen, tmp_path / "a run" / "adapter", base_name="tiny")
+    refused("its subdirectories a run and b do: name one of them.")
+    for name in "cdef":
+        shutil.copytree(tmp_path / "b", tmp_path / name)
+    refused("its subdirectories a run, b, c and 3 others do: name one of them.")
 
 
 def test_a_damaged_or_absent_adapter_is_one_line(tiny_t5, key, tmp_path):
