@@ -43,7 +43,7 @@ from jpeft.peft.made_by import (
     trained_places,
 )
 from jpeft.peft.method import Method
-from jpeft.peft.selection import Selection, select
+from jpeft.peft.selection import Selection, left_out, select
 from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.program import Program
@@ -117,6 +117,10 @@ def attach(
       wide: only for `Lora(init="loftq")`, which starts from the quantization error: the name, as for `load`, of the
         unquantized model that `model` was quantized from.
 
+    Warns of modules that a regular expression names and the method cannot adapt, by their kind or by the shapes of
+    their weights. It names a module if it would not match another name in its place: `conv|fc` names both of these
+    modules, and `.*` or `encoder/.*` means whatever the method can adapt there.
+
     Raises:
       UserError: an argument has the wrong type, nothing matches, a site is adapted already, or `wide` is missing or
         has no use.
@@ -136,8 +140,10 @@ def attach(
         else:
             selection = where or Selection()
         chosen = select(model, method, selection)
-        if isinstance(where, str):
-            _warn_of_unknown_shapes(model, method, selection)
+        if selection.pattern is not None:
+            told = _warn_of_unknown_shapes(model, method, selection)
+            if (line := left_out(model, method, selection, but=told)) is not None:
+                warnings.warn(line, stacklevel=2)
     else:
         chosen = list(where)
         others = [site for site in chosen if not isinstance(site, Site)]
@@ -159,22 +165,27 @@ def attach(
     return tuned
 
 
-def _warn_of_unknown_shapes(model: nnx.Module, method: Method, selection: Selection) -> None:
-    """Warns of modules that `where` matches and that look like maps or norms, but have weights of other shapes."""
-    unknown = [
-        f"{place.sites[0].told} ({name} {list(value.shape)})"
+def _warn_of_unknown_shapes(model: nnx.Module, method: Method, selection: Selection) -> list[str]:
+    """Warns of modules that `where` matches and that look like maps or norms, but have weights of other shapes.
+
+    Returns their paths.
+    """
+    unknown = {
+        place.sites[0].path: f"{place.sites[0].told} ({name} {list(value.shape)})"
         for place in site_modules(model)
         if place.view.kind == "other" and "other" not in method.kinds and selection.allows(place.sites[0])
         for name, value in vars(place.module).items()
         if name in ("kernel", "scale") and isinstance(value, nnx.Param) and not hasattr(place.module, "kernel_size")
-    ]
+    }
     if unknown:
+        first = next(iter(unknown.values()))
         warnings.warn(
             f"nothing is attached to {counted(len(unknown), 'module')} that `where` matches, the first of them "
-            f"{unknown[0]}: the weights are neither those of a linear map nor of a norm. A class of your own whose "
+            f"{first}: the weights are neither those of a linear map nor of a norm. A class of your own whose "
             "instances are stacked along a first axis needs attributes in_features and out_features, or num_features.",
             stacklevel=3,
         )
+    return list(unknown)
 
 
 _WHERE = "expected a regular expression as text, a Selection, or some of jpeft.sites(model)"

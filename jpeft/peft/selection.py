@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import string
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -11,7 +12,8 @@ from flax import nnx
 from jpeft.errors import UserError
 from jpeft.patterns import Pattern
 from jpeft.peft.method import Method
-from jpeft.peft.sites import Site, roles_of, sites
+from jpeft.peft.sites import Site, roles_of, site_modules, sites
+from jpeft.words import counted, shortened, the_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,21 @@ class Selection:
             and (self._matcher is None or self._matcher.fullmatch(site.path) is not None)
         )
 
+    def names_site(self, site: Site) -> bool:
+        """Whether the pattern, which matches a site's path, does not match some others in which its name is another."""
+        above = site.path[: len(site.path) - len(site.name)]
+        others = (above + site.name.translate(other) for other in _OTHER_NAMES)
+        return self._matcher is not None and not all(map(self._matcher.fullmatch, others))
+
+
+def _shifted(by: int) -> dict[int, int]:
+    """A translation of each letter and digit to another one of its kind."""
+    rows = (string.ascii_lowercase, string.ascii_uppercase, string.digits)
+    return str.maketrans("".join(rows), "".join(row[by % len(row) :] + row[: by % len(row)] for row in rows))
+
+
+_OTHER_NAMES = tuple(map(_shifted, (1, 5, 8)))  # several, since one may be another of the names in a pattern
+
 
 def select(model: nnx.Module, method: Method, selection: Selection = Selection()) -> list[Site]:
     """The sites of a model at which a method will act.
@@ -109,6 +126,33 @@ def select(model: nnx.Module, method: Method, selection: Selection = Selection()
     names = [site.name for site in candidates]
     _require_known("names", selection.names, names, selection, f"no site that {method.name} can act on")
     return chosen
+
+
+def left_out(model: nnx.Module, method: Method, selection: Selection, *, but: Collection[str] = ()) -> str | None:
+    """Says which modules the pattern of a selection names and the method cannot adapt; None if there are none.
+
+    A pattern names a module that it matches if it would not match another name in the last place of the module's path:
+    `conv|fc` names conv, and `.*`, `encoder/.*` and `layers/\\d` name nothing and mean what can be adapted there. A
+    module with selected ones inside, such as an attention, is not left out.
+
+    Args:
+      but: paths that are told of otherwise.
+    """
+    if selection.pattern is None:
+        return None
+    selected = [(place, site) for place in site_modules(model) for site in place.sites if selection.allows(site)]
+    adapted = [site.path.split("/") for _, site in selected if site.kind in method.kinds]
+    apart = {"/".join(parts[:i]) for parts in adapted for i in range(len(parts))} | set(but)
+    unfit = [(place, site) for place, site in selected if site.kind not in method.kinds]
+    named = [(place, site) for place, site in unfit if site.path not in apart and selection.names_site(site)]
+    if not named:
+        return None
+    each = dict.fromkeys(f"{site.any_layer} ({type(place.module).__name__}, {site.kind})" for place, site in named)
+    return (
+        f"{selection.call('pattern')} {shortened(selection.pattern)} names {counted(len(named), 'module')} to which "
+        f"nothing is attached, since {method.name} acts on sites of the kind {' or '.join(method.kinds)}: "
+        f"{the_first(list(each))}"
+    )
 
 
 def _require_known(

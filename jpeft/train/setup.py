@@ -27,7 +27,7 @@ from jpeft.model.weight_files import model_fingerprint
 from jpeft.peft.attaching import attach, init_from_residual
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, ablation_of
-from jpeft.peft.selection import Selection, select
+from jpeft.peft.selection import Selection, left_out, select
 from jpeft.peft.sites import Site
 from jpeft.train.session import Session
 
@@ -171,7 +171,7 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     """Loads the base, unless the session has it, and attaches the method.
 
     Args:
-      report: called with a line about what takes long.
+      report: called with a line about what takes long, or is named by the config and cannot be adapted.
 
     Raises:
       UserError: with the method's options nothing would train; the model or adapter is missing, does not fit, or has
@@ -208,4 +208,6 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
         model = attach(untuned, method, sites, jax.random.key(run.train.seed))
         if method.init_from_residual is not None:
             _start_from_quantization_error(run, model, method, report)
+    if (line := left_out(untuned, method, selection(run, untuned))) is not None:
+        report(line)
     return Setup(model, untuned, method, sites, tokenizer, total, quantization_of(untuned), content)

@@ -325,6 +325,53 @@ def test_a_stacked_map_of_ones_own_is_known_by_its_widths_or_told():
     jpeft.attach(model, LORA, where="known")
 
 
+class Kinds(nnx.Module):
+    """Modules of several kinds, side by side and one within another."""
+
+    def __init__(self):
+        self.conv, self.norm = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)), nnx.GroupNorm(4, 2, rngs=nnx.Rngs(0))
+        self.fc, self.emb = linear(), nnx.Embed(5, 4, rngs=nnx.Rngs(0))
+        self.layers = nnx.List([nnx.Dict(fc=linear(), norm=nnx.LayerNorm(4, rngs=nnx.Rngs(0))) for _ in range(2)])
+        self.mlp = nnx.Sequential(linear(), nnx.LayerNorm(4, rngs=nnx.Rngs(0)), linear())
+
+
+LINEAR = "since lora acts on sites of the kind linear or embedding: "
+NAMED = {
+    "conv|fc": (LORA, rf"where 'conv\|fc' names 1 module to which nothing is attached, {LINEAR}conv \(Conv, other\)$"),
+    "fc|norm": (LORA, rf"1 module .*{LINEAR}norm \(GroupNorm, norm\)$"),
+    ".*(fc|norm)": (LORA, r"3 modules .*: norm \(GroupNorm, norm\); layers/\*/norm \(LayerNorm, norm\)$"),
+    ".*norm|fc": (jpeft.NormTuning(), r"ln acts on sites of the kind norm: fc \(Linear, linear\)$"),
+    "(fc|emb|norm)": (jpeft.Lora(rank=2), r"2 modules .*: norm \(GroupNorm, norm\); emb \(Embed, embedding\)$"),
+    "mlp/layers/(0|1)": (LORA, r"1 module .*: mlp/layers/1 \(LayerNorm, norm\)$"),
+    "conv|norm|emb|fc|mlp/layers/1": (jpeft.Ia3(), r"4 modules .*; emb \(Embed, embedding\) \.\.\.$"),
+}
+
+
+@pytest.mark.parametrize("where", NAMED)
+def test_what_a_pattern_names_and_the_method_cannot_adapt_is_told_once(where):
+    method, says = NAMED[where]
+    for given in (where, jpeft.Selection(pattern=where, called={"pattern": "where"})):
+        with pytest.warns(UserWarning, match=says) as told:
+            jpeft.attach(Kinds(), method, where=given)
+        assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "where", [".*", "", "layers/.*", r"mlp/layers/\d", r"mlp/layers/\d+|fc", r"(?!fc)[\w/]+", "f.*|l.*"]
+)
+def test_what_a_pattern_matches_without_a_name_is_left_out_in_silence(where):
+    model = Kinds() if where else linear()
+    tuned = jpeft.attach(model, LORA, where=where)  # a warning is an error
+    assert nnx.to_flat_state(nnx.state(tuned, jpeft.Adapter))
+
+
+def test_a_module_of_unknown_shape_is_told_as_such_alone():
+    model = nnx.vmap(Pair)(nnx.Rngs(0).split(3))
+    with pytest.warns(UserWarning, match=r"1 module that `where` matches, .* unknown \(kernel \[3, 4, 4") as told:
+        jpeft.attach(model, LORA, where="known|unknown")
+    assert len(told) == 1
+
+
 def test_norms_are_left_out_of_bitfit_where_its_option_says_so():
     model = nnx.Dict(map=linear(), norm=nnx.LayerNorm(4, rngs=nnx.Rngs(0)))
     for norms, paths in ((False, {"map"}), (True, {"map", "norm"})):

@@ -17,6 +17,7 @@ from jpeft.adapters.locate import locate
 from jpeft.config import MethodConfig, Run
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.loss import loss_sums
+from jpeft.mesh.layout import Layout
 from jpeft.model import layers
 from jpeft.model.family import family_of
 from jpeft.model.stack import num_stacked
@@ -31,6 +32,7 @@ from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import sites
 from jpeft.peft.wrapping import is_adapted
 from jpeft.train import setup
+from jpeft.train.session import Session
 from tests.conftest import TINY, make_batch, random_t5, slow_but
 from tests.decoders import LLAMA, random_decoder
 from tests.peft.filled import filled
@@ -160,6 +162,21 @@ def test_messages_call_the_conditions_as_their_user_does(tiny_t5):
         select(tiny_t5, Lora(), setup.selection(run, tiny_t5))
     with pytest.raises(UserError, match=r"^names \['querry'\] name no site"):
         select(tiny_t5, Lora(), Selection(names=("q", "querry")))
+
+
+def test_a_run_says_what_its_pattern_names_and_its_method_cannot_adapt(tiny_checkpoint):
+    def told(pattern: str) -> list[str]:
+        lines: list[str] = []
+        run = Run.from_config({"model": {"name": str(tiny_checkpoint)}, "method": {"name": "lora", "pattern": pattern}})
+        setup.set_up(run, Session(), Layout.of_devices(), report=lines.append)
+        return lines
+
+    assert told(".*/(q|self_attention_norm|wi_9)") == [
+        "method.pattern '.*/(q|self_attention_norm|wi_9)' names 2 modules to which nothing is attached, since lora "
+        "acts on sites of the kind linear: decoder/layers/*/self_attention_norm (RMSNorm, norm); "
+        "encoder/layers/*/self_attention_norm (RMSNorm, norm)"
+    ]
+    assert told("encoder/.*") == [] == told(".*/self_attention(/.*)?")
 
 
 def test_full_tuning_of_a_selection_trains_those_weights_alone(tiny_t5, key):
