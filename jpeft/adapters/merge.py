@@ -80,10 +80,12 @@ class Probe:
             quantized when it was loaded, whose weights are in no file.
 
         Raises:
-          RunFailed: logits of the adapted or the merged model are not finite, the second reader's logits of the base
-            differ, or the merged model's differ from those of base and adapter.
+          RunFailed: logits of the base, the adapted or the merged model are not finite, the second reader's logits of
+            the base differ, or the merged model's differ from those of base and adapter.
         """
         probe = cls(probe_logits(base), probe_logits(adapted), probe_logits(merged))
+        if not np.isfinite(probe.base).all():
+            raise RunFailed("the base gives logits that are not finite; are its files damaged?")
         if not (np.isfinite(probe.adapted).all() and np.isfinite(probe.merged).all()):
             raise RunFailed("the model with its adapter gives logits that are not finite; is the adapter damaged?")
         if directory is not None:

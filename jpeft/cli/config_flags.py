@@ -195,6 +195,21 @@ def note_repeated_keys(words: Sequence[str]) -> None:
             print(f"note: {line}", file=sys.stderr)
 
 
+def refuse_keys(words: Sequence[str], instead: Mapping[str, str], setter: str) -> None:
+    """Raises `UserError` for a key that a command sets itself.
+
+    Args:
+      words: the flags of the config's keys.
+      instead: by key, or the section of several, what to use in its place.
+      setter: what sets them, such as `the grid`.
+    """
+    for word in words:
+        key = word.lstrip("-").partition("=")[0].removeprefix("config.")
+        for ours, by in instead.items():
+            if key == ours or key.startswith(f"{ours}."):
+                raise UserError(f"--config.{key} is set by {setter}: {by}.")
+
+
 def _explain_flag(error: BaseException, argv: Sequence[str], config_type: type, config_file: Path) -> str:
     """The error message for a flag or config file that was refused, with the closest known key."""
     from absl import flags

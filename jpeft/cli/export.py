@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 
 from jpeft.cli.arguments import MODEL, path
@@ -45,7 +46,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.files import open_adapter
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.adapters.peft_layout import peft_lacks
-    from jpeft.cli.output import adapter_record, write_adapter
+    from jpeft.cli.output import adapter_record, note_base, write_adapter
     from jpeft.model.family import abstract_model, family_with
     from jpeft.model.source import load_config
     from jpeft.predict.answer_source import task_of
@@ -53,12 +54,13 @@ def _export(arguments: argparse.Namespace) -> int:
     found = locate(arguments.adapter)
     model = base_of(found, arguments.model)
     opened = open_adapter(found.directory, abstract_model(load_config(model, **words_for(found, arguments.model))))
+    task = task_of(found.directory)
+    opened = note_base(opened, task, model)
     for note in opened.notes:
         print(f"note     {note}", file=sys.stderr)
     if arguments.base_name is not None and not arguments.base_name.strip():
         raise UserError("--base-name is empty; name the base, or leave the flag out.")
     base = arguments.base_name or model
-    task = task_of(found.directory)
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task)
     lacks = peft_lacks(opened.method, opened.sites, opened.model)
     unmergeable = opened.method.unmergeable_at(opened.sites)
@@ -73,10 +75,10 @@ def _export(arguments: argparse.Namespace) -> int:
     if task is not None and (line := task.in_other_bits(None)) is not None:
         print(f"note     the adapter {line}")
     if lacks is None:
-        print(f'next     peft.PeftModel.from_pretrained(base, "{arguments.out}")')
+        print(f"next     peft.PeftModel.from_pretrained(base, {str(arguments.out)!r})")
     else:
         print(f"note     PEFT cannot open it: its format has no place for {lacks}")
         family = family_with(opened.model.config)
-        merged = f"next     for PyTorch: jpeft merge {arguments.adapter} --out MERGED"
+        merged = f"next     for PyTorch: jpeft merge {shlex.quote(str(arguments.adapter))} --out MERGED"
         print(merged if unmergeable is None else f"         nor can it be merged into a {family.name}: {unmergeable}")
     return 0

@@ -4,12 +4,22 @@ import argparse
 import functools
 import json
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jpeft.cli.arguments import number, path, require_workdir, whole
 from jpeft.errors import UserError
 from jpeft.words import shortened
+
+# Config keys that name a cell, and what selects the cells.
+_OURS = {
+    "train.seed": "give --seeds",
+    "method.name": "give --methods",
+    "data.task": "give --tasks",
+    "data.scale": "give --scales",
+    "ablation.name": "give --ablations",
+}
 
 _DESCRIPTION = """Runs the cells of a grid: methods x tasks x scales x ablations x seeds. Cells that are done are kept.
 
@@ -130,7 +140,7 @@ def _require_what_all_need(cells: Sequence, workdir: Path, *, here: bool) -> Non
 
 def cells_of(arguments: argparse.Namespace):
     """The cells selected by the flags of `add_which`, `--config`, `--seeds` and the config keys."""
-    from jpeft.cli.config_flags import note_repeated_keys, parse_call
+    from jpeft.cli.config_flags import note_repeated_keys, parse_call, refuse_keys
     from jpeft.config import Run
     from jpeft.grid.cells import ALL_ABLATIONS, config_names, expand
 
@@ -153,8 +163,7 @@ def cells_of(arguments: argparse.Namespace):
     seeds = _listed(arguments.seeds, "--seeds")
     if not all(re.fullmatch("[0-9]{1,20}", seed) for seed in seeds):
         raise UserError(f"--seeds is {shortened(arguments.seeds)}; expected whole numbers: 0,1,2.")
-    if any(key.startswith("--config.train.seed") for key in arguments.config_keys):
-        raise UserError("--config.train.seed is set by the grid; give --seeds instead.")
+    refuse_keys(arguments.config_keys, _OURS, "the grid")
     note_repeated_keys(arguments.config_keys)  # once, not for each cell
     return expand(names, [int(seed) for seed in seeds], configure, only=arguments.only)
 
@@ -239,4 +248,4 @@ def _print_summary(schedule, workdir: Path) -> None:
     if counts[State.STALE]:
         print("next     --overwrite-stale runs stale cells again; another --workdir keeps them")
     if counts[State.DONE]:
-        print(f"next     jpeft report {workdir} --out {workdir}/report")
+        print(f"next     jpeft report {shlex.quote(str(workdir))} --out {shlex.quote(str(workdir / 'report'))}")

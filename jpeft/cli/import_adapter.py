@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 
 from jpeft.cli.arguments import MODEL, path
@@ -54,7 +55,7 @@ def _import(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.files import PEFTS, layout_of, open_adapter
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.adapters.own_tokenizer import note_on_tokenizer
-    from jpeft.cli.output import adapter_record, write_adapter
+    from jpeft.cli.output import adapter_record, note_base, write_adapter
     from jpeft.model.family import abstract_model
     from jpeft.model.source import load_config
     from jpeft.predict.answer_source import task_of
@@ -65,7 +66,9 @@ def _import(arguments: argparse.Namespace) -> int:
     base = base_of(found, arguments.model)
     own = note_on_tokenizer(found.directory, lambda: _tokenizer_here(base))
     opened = open_adapter(found.directory, abstract_model(load_config(base, **words_for(found, arguments.model))))
-    size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
+    task = task_of(found.directory)
+    opened = note_base(opened, task, base)
+    size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task)
     record = adapter_record(opened, arguments.out, base=base, weights_bytes=size)
     if own is not None:
         print(f"note     {own}", file=sys.stderr)
@@ -77,6 +80,6 @@ def _import(arguments: argparse.Namespace) -> int:
         print(f"note     {note}")
     print(f"fits     {base}")
     print(f"written  {arguments.out}")
-    print(f"next     jpeft merge {arguments.out} --out MERGED, or train on with")
-    print(f"         {' '.join([f'--config.model.name={base}', *config_flags(opened.method, str(arguments.out))])}")
+    print(f"next     jpeft merge {shlex.quote(str(arguments.out))} --out MERGED, or train on with")
+    print(f"         {shlex.join([f'--config.model.name={base}', *config_flags(opened.method, str(arguments.out))])}")
     return 0

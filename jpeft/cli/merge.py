@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -135,8 +136,12 @@ logits   the adapter moves them by up to {moved:.3g}; merged, they differ from b
 reread   a second reader of these files differs by up to {reread:.2g}
 choice   the same token is the most likely at {same:.1f} % of positions, as stored
 next     {auto_class}.from_pretrained("{out}"); here
-         --config.model.name={out}""".format(
-        **values, **values["logits"], same=100 * values["logits"]["same_choice"], auto_class=auto_class
+         --config.model.name={quoted}""".format(
+        **values,
+        **values["logits"],
+        same=100 * values["logits"]["same_choice"],
+        auto_class=auto_class,
+        quoted=shlex.quote(str(values["out"])),
     )
 
 

@@ -12,6 +12,8 @@ from jpeft.adapters.peft_layout import peft_lacks
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_directory
+from jpeft.model.source import find_here
+from jpeft.model.weight_files import model_fingerprint
 from jpeft.peft.attaching import count, split
 from jpeft.run.background import disk_trouble
 
@@ -59,6 +61,13 @@ def write_adapter(
             task.write(beside)
         (beside / "README.md").write_text(card, encoding="utf-8")
     return size
+
+
+def note_base(opened: Opened, task: TaskOfRun | None, base: str) -> Opened:
+    """Adds a note where the base at hand has other files than the one that the adapter was tuned on."""
+    directory = None if task is None or task.base is None else find_here(base)
+    another = None if task is None or directory is None else task.on_another_base(model_fingerprint(directory))
+    return opened if another is None else dataclasses.replace(opened, notes=(*opened.notes, f"the adapter {another}"))
 
 
 def parameters(opened: Opened) -> int:

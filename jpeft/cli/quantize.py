@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 
 from jpeft.cli.arguments import MODEL, path
@@ -97,7 +98,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
         print("note     a GGUF file's numbers were rounded once already; these are rounded from those", file=sys.stderr)
     print(f"written  {arguments.out}: {counted(written.maps, 'map')} in {quantization}, {written.wide:,} tensors wide")
     print(f"size     {size(written.bytes)}, from {size(written.bytes_before)}")
-    print(f"next     jpeft train --data FILE --model {arguments.out}")
+    print(f"next     jpeft train --data FILE --model {shlex.quote(str(arguments.out))}")
     if quantization.wo:
         print("note     transformers keeps wo wide and does not open this; without ,wo it does")
     else:

@@ -88,6 +88,11 @@ def _recommend(arguments: argparse.Namespace) -> int:
             "name a task and the rows that you have (--task classification --examples 100), or the rows themselves "
             "(--data my.jsonl --model mini); see jpeft recommend --help."
         )
+    if arguments.task == "custom" and not arguments.runs:
+        raise UserError(
+            "--task custom needs --runs with runs on your rows; or give the rows themselves "
+            "(--data my.jsonl --model mini)."
+        )
     for flag in ("model", "budget", "config", "workdir"):
         if getattr(arguments, flag) is not None:
             raise UserError(f"--{flag} is for a search only; give --data, too.")

@@ -11,7 +11,7 @@ from typing import Any
 
 from jpeft import judging
 from jpeft.cli.arguments import require_workdir
-from jpeft.cli.config_flags import note_repeated_keys, parse_call
+from jpeft.cli.config_flags import note_repeated_keys, parse_call, refuse_keys
 from jpeft.cli.grid import lanes_of
 from jpeft.errors import RunFailed, UserError
 from jpeft.judging import Baseline
@@ -114,11 +114,7 @@ class _Flags:
             raise UserError(f"--data {arguments.data} does not exist; name a file of rows, or a directory of splits.")
         if arguments.budget is not None and not 0 < arguments.budget < math.inf:
             raise UserError(f"--budget is {arguments.budget:g}; expected minutes, more than 0.")
-        for flag in arguments.config_keys:
-            key = flag.partition("=")[0].removeprefix("--config.")
-            for ours, by in _OURS.items():
-                if key == ours or key.startswith(f"{ours}."):
-                    raise UserError(f"--config.{key} is set by the search: {by}.")
+        refuse_keys(arguments.config_keys, _OURS, "the search")
         self._arguments = arguments
         self.config = arguments.config or "benchmark"
         slug = lambda text: re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")

@@ -1,6 +1,7 @@
 """`jpeft report`: tables and figures from result files beside the paper's, or the paper's own tables recomputed."""
 
 import argparse
+import shlex
 import sys
 
 from jpeft.cli.arguments import path
@@ -67,5 +68,6 @@ def _report(arguments: argparse.Namespace) -> int:
             f"\nwritten  {arguments.out}: index.html, report.md, report.json, {tables} CSV files, {pictures} figure "
             "files"
         )
-        print(f"next     open {written[0]} in a browser; {written[1]} is the same for reading in place")
+        page, text = (shlex.quote(str(path)) for path in written[:2])
+        print(f"next     open {page} in a browser; {text} is the same for reading in place")
     return 0

@@ -188,7 +188,7 @@ def quantize(kernel: Float[np.ndarray, "d_in d_out"], form: Form, name: str = "a
     kernel = np.asarray(kernel, np.float32)
     if form.kind == "int8":
         largest = np.abs(kernel).max(axis=0)
-        _require_finite(largest, name)
+        require_finite(largest, name)
         scale = np.where(largest > 0, largest, 1)
         if (scale < _LEAST_DIVISOR).any():
             codes = np.rint(kernel.astype(np.float64) * (127 / scale.astype(np.float64)))
@@ -201,7 +201,7 @@ def quantize(kernel: Float[np.ndarray, "d_in d_out"], form: Form, name: str = "a
     whole[: form.d_in] = kernel
     blocks = whole.reshape(form.blocks, BLOCK, form.d_out)
     largest = np.abs(blocks).max(axis=1)
-    _require_finite(largest, name)
+    require_finite(largest, name)
     codes = np.empty(blocks.shape, np.uint8)
     for block, magnitude, out in zip(blocks, largest, codes, strict=True):  # a block at a time fits the CPU cache
         np.divide(block, np.where(magnitude > 0, magnitude, 1), out=block)
@@ -211,9 +211,10 @@ def quantize(kernel: Float[np.ndarray, "d_in d_out"], form: Form, name: str = "a
     return leaves | (quantize_absmax(largest) if form.double else {})
 
 
-def _require_finite(largest: np.ndarray, name: str) -> None:
-    if not np.isfinite(largest).all():
-        raise RunFailed(f"{name} holds NaN or infinity, which cannot be quantized; is the file damaged?")
+def require_finite(values: np.ndarray, name: str) -> None:
+    """Raises `RunFailed` if a weight of this name, or the largest values of its blocks, are not all finite."""
+    if not np.isfinite(values).all():
+        raise RunFailed(f"{name} holds NaN or infinity, which is not quantized; is the file damaged?")
 
 
 def nearest(values: np.ndarray, borders: np.ndarray) -> np.ndarray:

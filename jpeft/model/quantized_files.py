@@ -19,7 +19,7 @@ from jpeft.files import write_whole
 from jpeft.leaves import stacked_leaves
 from jpeft.model.bitsandbytes import refuse_split_blocks, to_file
 from jpeft.model.family import family_with
-from jpeft.model.quantized import Form, Quantization, chosen_forms, quantize
+from jpeft.model.quantized import Form, Quantization, chosen_forms, quantize, require_finite
 from jpeft.model.weights import Filling, quantization_entry, write_config
 
 MOST_BYTES = 2**30  # of a shard, which is held in memory
@@ -144,6 +144,7 @@ def write_quantized(
                 parts.add(to_file(stored, forms[name], quantize(value, forms[name], name)))
             else:
                 value = value if dtype is None else value.astype(dtype)
+                require_finite(value, name)
                 wide = np.ascontiguousarray(value.T if transposed else value)
                 copied = [copy for copy, original in copies.items() if original == stored]
                 parts.add({stored: wide} | {copy: wide.copy() for copy in copied})

@@ -477,7 +477,7 @@ def _notes(question: Question, ids: Sequence[int], tokenizer: Tokenizer) -> tupl
         shown = listed(list(map(short, pieces[:4])))
         notes.append(f"the model's vocabulary lacks {shown}, which it cannot read.")
     if names := special_tokens_in(question, tokenizer):
-        notes.append(f"the input spells the special token {short(names[0])}; {read_as_text(names, tokenizer)}.")
+        notes.append(f"the input spells special tokens, such as {short(names[0])}; {read_as_text(names, tokenizer)}.")
     return tuple(notes)
 
 

@@ -76,7 +76,11 @@ def test_a_cell_that_fails_keeps_its_traceback_and_the_exit_status_says_so(grid_
     [
         (["--methods=lara"], "there is no cell 'lara_agnews_low'"),
         (["--seeds=a"], "--seeds is 'a'; expected whole numbers"),
-        (["--config.train.seed=1"], "--config.train.seed is set by the grid; give --seeds"),
+        (["--config.train.seed=1"], "--config.train.seed is set by the grid: give --seeds"),
+        (["--config.method.name=ln"], "--config.method.name is set by the grid: give --methods"),
+        (["--config.ablation.name=early"], "--config.ablation.name is set by the grid: give --ablations"),
+        (["--config.data.scale=low"], "--config.data.scale is set by the grid: give --scales"),
+        (["--config.data.task=cola"], "--config.data.task is set by the grid: give --tasks"),
         (["--limit=0"], "argument --limit: 0 is not from 1 to"),
         (["--jobs=0"], "argument --jobs: 0 is not from 1 to 4,096"),
         (["--fuse=0"], "--fuse is '0'; expected auto, or a number from 1 to 64"),

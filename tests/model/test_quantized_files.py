@@ -10,7 +10,7 @@ import jpeft
 from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
-from jpeft.errors import UserError
+from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import named_leaves
 from jpeft.model import t5_weights, weight_files
 from jpeft.model.decoder_family import DECODER_FAMILY
@@ -37,6 +37,15 @@ def same_weights(one, other):
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_a_damaged_weight_that_is_not_quantized_is_refused_too(tmp_path):
+    model = random_t5(SMALL, seed=3)
+    model.shared.embedding.set_value(model.shared.embedding[...].at[5, 1].set(np.nan))
+    t5_weights.save(model, tmp_path / "damaged")
+    filling = t5_weights.open_filling(tmp_path / "damaged")
+    with pytest.raises(RunFailed, match="shared/embedding holds NaN or infinity, which is not quantized; is the file"):
+        write_quantized(filling, tmp_path / "out", Quantization.parse("int8"))
 
 
 @pytest.mark.parametrize("text", ["nf4,double", pytest.param("int8,wo", marks=pytest.mark.slow)])

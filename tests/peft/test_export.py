@@ -13,6 +13,7 @@ from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.leaves import named_leaves
 from jpeft.model import t5_weights
+from jpeft.model.weight_files import model_fingerprint
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.ia3 import Ia3
@@ -124,6 +125,27 @@ def test_an_adapter_that_names_no_base_asks_for_one(run, tmp_path, capsys):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
     assert main(["export", str(directory), "--out", str(tmp_path / "out")]) == 2
     assert "give --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_another_base_than_the_runs_is_named_with_the_results(command, run, tiny_checkpoint, tmp_path, capsys):
+    """As found: the card listed the results of one base under another of the same shapes, and nothing was said."""
+    directory, other, out = run(Lora.official()), tmp_path / "other", tmp_path / "an out"
+    shutil.copytree(tiny_checkpoint, other)
+    with (other / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    TaskOfRun(template="{text}", base=model_fingerprint(tiny_checkpoint)).write(directory / "adapter")
+    note = "the adapter was tuned on a base of other files: unless these hold the same weights, it fits by shapes alone"
+    assert main([command, str(directory / "adapter"), "--model", str(other), "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert note in said.out + said.err and note in (out / "README.md").read_text()
+    if command == "import":
+        assert f"jpeft merge '{out}' --out MERGED" in said.out
+    shutil.rmtree(out)
+    assert main([command, str(directory / "adapter"), "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "other files" not in said.out + said.err and "other files" not in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("command", ["export", "merge"])

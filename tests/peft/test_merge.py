@@ -11,8 +11,9 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from jpeft.adapters.files import save_adapter
-from jpeft.adapters.merge import probe_logits
+from jpeft.adapters.merge import Probe, probe_logits
 from jpeft.cli import main
+from jpeft.errors import RunFailed
 from jpeft.model import t5_weights
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
@@ -173,6 +174,12 @@ def test_an_adapter_whose_values_are_not_finite_is_not_merged(tiny_checkpoint, t
     assert main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 1
     assert "holds NaN or infinity" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_base_that_is_damaged_is_named_and_not_its_adapter(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("jpeft.adapters.merge.probe_logits", lambda model: np.array([1.0, np.nan]))
+    with pytest.raises(RunFailed, match="the base gives logits that are not finite; are its files damaged"):
+        Probe.of(None, None, None, directory=None)
 
 
 def test_what_holds_no_adapter_is_told_apart(tiny_checkpoint, tmp_path, capsys):

@@ -238,6 +238,7 @@ def test_generated_rows_are_cautioned(tmp_path):
         ([], "name a task and the rows that you have"),
         (["--task=agnews"], "--examples is missing"),
         (["--task=agnws", "--examples=5"], "expected one of classification, generation, agnews"),
+        (["--task=custom", "--examples=5"], "--task custom needs --runs with runs on your rows; or give the rows"),
         (["--task=agnews", "--examples=0"], "argument --examples: 0 is not from 1 to"),
         (["--task=agnews", "--examples=5", "--runs=there/is/nothing"], "does not exist"),
         (["--task=agnews", "--examples=5", "--config.train.seed=1"], "--config.train.seed is for a search only"),

@@ -58,7 +58,7 @@ def test_what_the_model_cannot_read_is_noted_with_the_answer(template, client):
     inputs = ["goal", "goal \U0001f600 league", "goal </s> bank", {"input": "\u732b </s>"}]
     predictions = [ask(client, given, template=template).json()["predictions"][0] for given in inputs]
     lacks = "the model's vocabulary lacks {}, which it cannot read."
-    spells = "the input spells the special token '</s>'; they are read as text."
+    spells = "the input spells special tokens, such as '</s>'; they are read as text."
     assert [prediction["notes"] for prediction in predictions] == [
         [],
         [lacks.format("'\U0001f600'")],
