@@ -26,7 +26,14 @@ from jpeft.pretrain.mixture import PairSource, TextSource
 from jpeft.pretrain.optimizer import RelativeOptimizer
 from jpeft.pretrain.origins import origins
 from jpeft.pretrain.samples import Writer, rows_with_text, write_samples
-from jpeft.pretrain.setup import build_network, load_tokenizer, mixture_of_run, network_config
+from jpeft.pretrain.setup import (
+    build_network,
+    load_tokenizer,
+    mixture_of_run,
+    network_config,
+    read_tokenizer,
+    trains_own_vocabulary,
+)
 from jpeft.pretrain.stream import Blocks, rows_here
 from jpeft.process import prepare_process
 from jpeft.program import thread_compile_seconds
@@ -137,8 +144,8 @@ class _Pretraining:
             fingerprints["chat_tokens"] = tokens
         directory.begin(origins=fingerprints)
         directory.write_json("splits.json", {"origins": fingerprints})
-        if run.model.start is None and run.tokenizer.path is None:
-            self.tokenizer = load_tokenizer(run, directory.path, display.say)  # `begin` has moved the trained one
+        if trains_own_vocabulary(run):
+            self.tokenizer = read_tokenizer(run, directory.path, display.say)  # `begin` has moved it
 
     def _evaluators(self) -> list[Evaluator]:
         """The losses of held-out texts and of held-out pairs."""

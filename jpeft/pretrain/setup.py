@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jpeft.errors import UserError
+from jpeft.files import write_whole
 from jpeft.model.chat import chat_template_of
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
@@ -30,34 +31,40 @@ from jpeft.pretrain.embeddings import cooccurrence_embeddings
 from jpeft.pretrain.mixture import Mixture, TextSource, load_mixture, source_files
 from jpeft.pretrain.next_token import NextToken
 from jpeft.pretrain.objective import Objective
+from jpeft.pretrain.origins import origins
 from jpeft.pretrain.vocabulary import USUAL_SIZE, train_vocabulary
+from jpeft.run.directory import has_checkpoint
 from jpeft.run.processes import is_first, wait_for_all
 
 # Standard deviation of a new model's embeddings. From T5's own value, 1, they hardly move in the few thousand steps of
 # a small model.
 _EMBEDDING_STDDEV = 0.05
+_CORPUS_RECORD = "corpus.fingerprint"  # beside a trained vocabulary: of the corpus that it is made of
 
 
 def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None]) -> Tokenizer:
-    """Loads the tokenizer that the config names, or trains one on the corpus, once, in `workdir/tokenizer`.
+    """Loads the tokenizer that the config names, or trains one on the corpus in `workdir/tokenizer`.
 
-    All processes of a run have to call it; the first one trains.
+    It is trained once for a corpus: again if the corpus has changed since, unless a checkpoint in `workdir` depends on
+    it. All processes of a run have to call it; the first one trains.
 
     Raises:
       UserError: there is no tokenizer of that name, or the corpus cannot be read.
     """
+    if is_first() and trains_own_vocabulary(run):
+        corpus = origins(run).get("corpus")  # before it is read: a change while it is read counts as one
+        if not _has_vocabulary(workdir, corpus):
+            _train_vocabulary(run, workdir / "tokenizer", corpus, report)
+    wait_for_all("the vocabulary is made")
+    return read_tokenizer(run, workdir, report)
+
+
+def read_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None]) -> Tokenizer:
+    """As `load_tokenizer`, but never trains one: `workdir/tokenizer` holds it by now."""
     given, key = (run.model.start, "model.start") if run.model.start else (run.tokenizer.path, "tokenizer.path")
     directory = workdir / "tokenizer"
     if given is not None:
         directory = resolve(given, what=key, flag=f"--config.{key}", report=report)
-    if given is None and is_first() and not (directory / "tokenizer.json").is_file():
-        size = run.tokenizer.size
-        wanted = f"{size:,} pieces" if size is not None else f"up to {USUAL_SIZE:,} pieces"
-        report(f"trains a vocabulary of {wanted} on up to {run.tokenizer.megabytes:g} MB of the corpus")
-        pieces = train_vocabulary(_sampled_texts(run), size, directory, with_sentinels=not run.model.is_decoder_only)
-        if pieces < (size or USUAL_SIZE):
-            report(f"the corpus gives {pieces:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
-    wait_for_all("the vocabulary is made")
     if run.model.start is not None:
         family = family_in(directory)
         tokenizer = family.tokenizer(directory, family.read_config(directory))
@@ -66,6 +73,39 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
         tokenizer = Tokenizer.load(directory, eos_token_id=None if continues else 1, continues=continues)
     wait_for_all("the vocabulary is read")  # the first process will move its files
     return tokenizer.asked_by(chat_template_of(run.data.chat_template))
+
+
+def trains_own_vocabulary(run: Pretraining) -> bool:
+    """Whether the config names no tokenizer, neither by itself nor by the model to start from."""
+    return run.model.start is None and run.tokenizer.path is None
+
+
+def _has_vocabulary(workdir: Path, corpus: str | None) -> bool:
+    """Whether there is a vocabulary to use: one of this corpus, or one of any corpus that a checkpoint depends on.
+
+    Earlier versions recorded no corpus.
+    """
+    if not (workdir / "tokenizer/tokenizer.json").is_file():
+        return False
+    record = workdir / "tokenizer" / _CORPUS_RECORD
+    return has_checkpoint(workdir) or (record.is_file() and record.read_bytes() == _recorded(corpus))
+
+
+def _recorded(corpus: str | None) -> bytes:
+    return f"{corpus}\n".encode()
+
+
+def _train_vocabulary(run: Pretraining, directory: Path, corpus: str | None, report: Callable[[str], None]) -> None:
+    """Trains a vocabulary in `directory` and records there the fingerprint of the corpus that it is made of."""
+    size, record = run.tokenizer.size, directory / _CORPUS_RECORD
+    wanted = f"{size:,} pieces" if size is not None else f"up to {USUAL_SIZE:,} pieces"
+    report(f"trains a vocabulary of {wanted} on up to {run.tokenizer.megabytes:g} MB of the corpus")
+    record.unlink(missing_ok=True)  # a kill from here on leaves no record, never that of another vocabulary
+    pieces = train_vocabulary(_sampled_texts(run), size, directory, with_sentinels=not run.model.is_decoder_only)
+    with write_whole(record) as beside:
+        beside.write_bytes(_recorded(corpus))
+    if pieces < (size or USUAL_SIZE):
+        report(f"the corpus gives {pieces:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
 
 
 def _sampled_texts(run: Pretraining) -> Iterator[str]:

@@ -18,7 +18,7 @@ from jpeft.cli import main
 from jpeft.errors import Stopped, UserError
 from jpeft.model import t5_weights
 from jpeft.pretrain import config as pretrain_config
-from jpeft.pretrain import mixture
+from jpeft.pretrain import mixture, setup
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.loop import pretrain, unigram_entropy
 from jpeft.pretrain.setup import build_network, load_tokenizer, mixture_of_run, network_config
@@ -103,6 +103,74 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny_pretraining, tmp_path, m
     for key in ("steps", "input_tokens", "target_tokens", "validation_loss"):
         assert resumed[key] == whole[key]
     assert records(tmp_path / "broken") == records(tmp_path / "whole")
+
+
+def vocabulary_of(values, workdir: Path) -> tuple[bytes, list[str]]:
+    """The `tokenizer.json` that a run in `workdir` uses, and what it says of it."""
+    lines = []
+    load_tokenizer(Pretraining.from_config(values), workdir, lines.append)
+    return (workdir / "tokenizer/tokenizer.json").read_bytes(), lines
+
+
+@pytest.fixture
+def one_file(tiny_pretraining, tmp_path) -> Path:
+    """The file of the one source of `tiny_pretraining`, which makes its own vocabulary."""
+    (directory := tmp_path / "texts").mkdir()
+    values = {"files": "rows.jsonl", "kind": "text", "rate": 1.0}
+    tiny_pretraining.data.sources = {"rows": values}
+    tiny_pretraining.data.path = str(directory)
+    tiny_pretraining.tokenizer.path = None
+    write_rows(file := directory / "rows.jsonl", ["the old river and the young ship"] * 30)
+    return file
+
+
+def write_rows(file: Path, texts: list[str]) -> None:
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+RUSSIAN = [f"Мы читаем новую книгу номер {day} у старой реки" for day in range(300)]
+
+
+def test_another_corpus_makes_the_vocabulary_again(tiny_pretraining, one_file, tmp_path):
+    """The first corpus, which can train nothing, leaves its vocabulary in the run's directory."""
+    run = Pretraining.from_config(tiny_pretraining)
+    with pytest.raises(UserError, match="has nothing to train on"):
+        pretrain(run, tmp_path / "run", display=QUIET)
+    english = (tmp_path / "run/tokenizer/tokenizer.json").read_bytes()
+    assert vocabulary_of(tiny_pretraining, tmp_path / "run") == (english, [])  # once for a corpus
+    write_rows(one_file, RUSSIAN)
+    pretrain(run, tmp_path / "run", display=QUIET)
+    russian, _ = vocabulary_of(tiny_pretraining, tmp_path / "fresh")
+    assert (tmp_path / "run/tokenizer/tokenizer.json").read_bytes() == russian != english
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_vocabulary_is_kept_once_a_checkpoint_depends_on_it(record, tiny_pretraining, one_file, tmp_path):
+    """Also one of an earlier version, which recorded no corpus; the run's own check refuses another corpus."""
+    english, _ = vocabulary_of(tiny_pretraining, tmp_path)
+    if not record:
+        (tmp_path / "tokenizer/corpus.fingerprint").unlink()
+    (tmp_path / "checkpoint/3").mkdir(parents=True)
+    write_rows(one_file, RUSSIAN)
+    assert vocabulary_of(tiny_pretraining, tmp_path) == (english, [])
+
+
+def test_a_vocabulary_whose_making_was_interrupted_is_made_again(tiny_pretraining, one_file, tmp_path, monkeypatch):
+    """Killed between the new vocabulary and its record; then the first corpus comes back."""
+    english, _ = vocabulary_of(tiny_pretraining, tmp_path)
+    first = one_file.read_text()
+    write_rows(one_file, RUSSIAN)
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "write_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            vocabulary_of(tiny_pretraining, tmp_path)
+    assert (tmp_path / "tokenizer/tokenizer.json").read_bytes() != english
+    one_file.write_text(first)
+    assert vocabulary_of(tiny_pretraining, tmp_path)[0] == english
+
+
+def killed(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow  # compiling for four devices takes seconds a program
