@@ -137,7 +137,7 @@ class _Pretraining:
             ),
             directory=directory.path,
             report=display.say,
-            listener=_Shown(display, self._writer(), directory.path),
+            listener=_Shown(display, self._writer(), directory.path, self.mixture.why_none_held_out()),
         )
         fingerprints = origins(run)
         if (tokens := self.tokenizer.chat_tokens) is not None:
@@ -242,8 +242,9 @@ class _Pretraining:
 class _Shown(Listener):
     """Shows training steps in a bar, and after each validation its losses and a sample of the model's output."""
 
-    def __init__(self, display: Display, writer: Writer, directory: Path):
+    def __init__(self, display: Display, writer: Writer, directory: Path, why_no_loss: str):
         self._display, self._writer, self._directory = display, writer, directory
+        self._why_no_loss = why_no_loss  # said if there is none
 
     @contextlib.contextmanager
     def steps(self, trainer: Trainer) -> Iterator[Callable[[Step, float], None]]:
@@ -257,7 +258,7 @@ class _Shown(Listener):
             samples = self._writer.samples(trainer.state.adapter, trainer.base)
         write_samples(samples, self._directory, trainer.step)
         shown = ", ".join(f"{name.partition('/')[0]} {loss:.4f}" for name, loss in numbers.items())
-        said = f"held-out loss of {shown}" if shown else "no row is held out, a source needs 10 for that"
+        said = f"held-out loss of {shown}" if shown else self._why_no_loss
         self._display.say(f"step {trainer.step:,}: {said}")
         for sample in samples[:1]:
             self._display.say("".join(f"    {key}: {' '.join(text.split())[:150]}\n" for key, text in sample.items()))

@@ -166,6 +166,14 @@ class Mixture:
         packed = [[examples[i] for i in row] for row in rows][: most_batches * self.batch_size]
         return list(self._batches(packed))
 
+    def why_none_held_out(self) -> str:
+        """Why there is no held-out piece of any source: its rows are too few, or those drawn cannot be used."""
+        drawn = sum(_num_held_out(len(part.source.columns[0])) for part in self.held_out.values())
+        if not drawn:
+            return f"no row is held out, a source needs {_LEAST_ROWS_TO_HOLD_OUT} for that"
+        why = f"{_drawn_and_left_out(drawn)} as too short, too long or empty"
+        return f"no held-out loss: {why}; a corpus without such rows has one"
+
     def _rows(self, drawn: Sequence[tuple[SourcePart, int]]) -> tuple[list[list[int]], np.ndarray]:
         """Which of the drawn examples share a row, and how much room each takes on each side of it."""
         taken = self.objective.sides(np.array([part.lengths[place] for part, place in drawn]))
@@ -221,7 +229,8 @@ def load_mixture(
             report(f"{name}: {source.left_out:,} of {len(texts[0]):,} rows left out, {why}")
         read[name] = source
         # Whole rows of the file are held out, not pieces, since the pieces of a text resemble each other. The choice
-        # ignores seed, rates and other sources, so that a run that continues another model holds out the same rows.
+        # ignores seed, rates and other sources, so that a run that continues another model holds out the same rows;
+        # and what fits a row, which such a run may change. So a row that is held out may be one that is left out.
         order = np.random.default_rng([4, zlib.crc32(name.encode())]).permutation(len(texts[0]))
         held_out_rows[name] = order[: _num_held_out(len(order))]
     training, held_out = {}, {}
@@ -235,6 +244,8 @@ def load_mixture(
         for parts, chosen in ((training, trains), (held_out, is_held_out)):
             pieces = np.flatnonzero(chosen)
             parts[name] = SourcePart(source, pieces, lengths[pieces])
+        if (drawn := len(held_out_rows[name])) and not is_held_out.any():
+            report(f"{name}: nothing is held out, since {_drawn_and_left_out(drawn)}")
         if not trains.any():
             kind = "empty" if sources[name].kind == "pairs" else f"shorter than {LEAST_TEXT} tokens"
             raise UserError(
@@ -264,6 +275,10 @@ def _duplicates(
 
 def _content(source: TextSource | PairSource, row: int) -> tuple[bytes, ...]:
     return tuple(texts[row].tobytes() for texts in source.columns)
+
+
+def _drawn_and_left_out(rows: int) -> str:
+    return f"{counted(rows, 'row')} drawn for it {'is' if rows == 1 else 'are'} left out"
 
 
 def _num_held_out(rows: int) -> int:

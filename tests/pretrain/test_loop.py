@@ -60,6 +60,14 @@ def test_a_run_leaves_a_model_that_opens_and_a_result(tiny_pretraining, tmp_path
     assert samples[-1]["input"].startswith("Last")
 
 
+def test_a_run_without_held_out_loss_says_why(tiny_pretraining, one_file, tmp_path, capsys):
+    """Of 60 rows, the one drawn is among the 50 that are too short."""
+    write_rows(one_file, [*["a"] * 10, *RUSSIAN[:10], *["b"] * 40])
+    pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "run")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "step 6: no held-out loss: 1 row drawn for it is left out as too short" in said
+
+
 def test_the_entropy_is_that_of_token_frequencies():
     batch = {
         "decoder_target_tokens": np.array([[5, 5, 6, 7, 0, 0]]),

@@ -159,6 +159,30 @@ def test_what_does_not_fit_a_row_is_left_out_and_said(tiny_pretraining, tmp_path
     assert "pairs: 1 of 2 rows left out, longer than a row" in capsys.readouterr().out
 
 
+def test_rows_held_out_that_cannot_be_used_are_given_as_the_reason(tiny_pretraining, tmp_path, corpus, capsys):
+    """The draw stays one of all rows: it must not depend on what fits a row, which a run that goes on may change."""
+    rows = (corpus / "news.jsonl").read_text().splitlines()[:60]
+    source = SourceConfig("few.jsonl", "text", 1.0)
+
+    def mixture() -> Mixture:
+        (corpus / "few.jsonl").write_text("\n".join(rows) + "\n")
+        run = Pretraining.from_config(tiny_pretraining)
+        return mixture_of(
+            dataclasses.replace(run, data=dataclasses.replace(run.data, sources={"few": source})), tmp_path
+        )
+
+    part = mixture().held_out["few"]
+    (held_out,) = set(part.source.document[part.pieces].tolist())
+    assert "held out" not in capsys.readouterr().out
+    rows[held_out] = json.dumps({"text": "a"})
+    short = mixture()
+    assert len(short.held_out["few"].pieces) == 0 and held_out not in short.training["few"].source.document
+    assert "few: nothing is held out, since 1 row drawn for it is left out" in capsys.readouterr().out
+    assert short.why_none_held_out().startswith("no held-out loss: 1 row drawn for it is left out as too short")
+    rows[:] = [*rows[:held_out], *rows[held_out + 1 :]][:9]
+    assert mixture().why_none_held_out() == "no row is held out, a source needs 10 for that"
+
+
 def test_no_such_file_is_one_line(tiny_pretraining, tmp_path):
     tiny_pretraining.data.sources.books.files = "absent-*.jsonl"
     with pytest.raises(UserError, match="data.sources.books: no file absent"):
