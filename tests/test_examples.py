@@ -31,7 +31,7 @@ def methods_as_they_were():
             marks=pytest.mark.slow,
         ),
         ("custom_metric", r"0\.333 begin with the right word"),
-        ("two_adapters", r"first .*\nsecond .*\nthe base .*\n"),
+        pytest.param("two_adapters", r"first .*\nsecond .*\nthe base .*\n", marks=pytest.mark.slow),
     ],
 )
 def test_an_example_runs(name, says, capsys):

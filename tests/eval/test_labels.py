@@ -75,7 +75,16 @@ def one_by_one(model, tokens, texts, tokenizer) -> np.ndarray:
 _logits = jax.jit(lambda model, *tokens: model(*tokens))
 
 
-@pytest.mark.parametrize("method", [None, Lora(), Prompt(3), Prefix(3)], ids=["base", "lora", "prompt", "prefix"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        None,
+        pytest.param(Lora(), marks=pytest.mark.slow),
+        pytest.param(Prompt(3), marks=pytest.mark.slow),
+        Prefix(3),
+    ],
+    ids=["base", "lora", "prompt", "prefix"],
+)
 def test_packed_labels_score_as_each_does_alone(method, tokens, labels, tokenizer):
     model = adapted(method)
     scored = np.asarray(jax.jit(lambda m, t: label_log_probs(m, t, labels))(model, tokens))

@@ -117,6 +117,7 @@ def test_fit_is_told_how_many_steps_there_are():
         jpeft.fit(tuned, iter([batch]), method=method)
 
 
+@pytest.mark.slow
 def test_losses_of_a_fit_are_without_the_penalty():
     model, batch = random_t5(ONE_LAYER), make_batch(TINY, rows=3, enc_len=8, dec_len=5)
     tuned = jpeft.attach(model, AdaLora(rank=1), where=r"encoder/.*/q")

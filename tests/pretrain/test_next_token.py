@@ -23,6 +23,7 @@ from jpeft.pretrain.next_token import NextToken
 from jpeft.pretrain.packing import TokenPair
 from jpeft.pretrain.setup import load_tokenizer, mixture_of_run, network_config
 from jpeft.run.display import Display
+from tests.conftest import slow_but
 from tests.decoders import MORE, TINY_DECODERS, random_decoder
 
 QUIET = Display(quiet=True)
@@ -60,7 +61,7 @@ def test_a_packed_row_has_at_each_token_the_next_of_its_example():
     assert objective(10).fill(4, 4, rows=2) == {"row": 0.4}
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neo", "gptj", "bloom", "mistral"])
+@pytest.mark.parametrize("kind", slow_but(["gpt_neo", "mistral"], ["llama", "gpt_neo", "gptj", "bloom", "mistral"]))
 def test_examples_of_a_row_do_not_see_each_other(kind):
     """The loss of packed rows equals the sum of the losses of their examples, for every kind of positions."""
     model = random_decoder((TINY_DECODERS | MORE)[kind])
