@@ -52,6 +52,14 @@ def write(path, rows):
     return path
 
 
+def test_a_class_that_no_test_row_has_is_named(prepared, tmp_path):
+    """As found: one rare row of 60 was trained on, and nothing told that its class is never tested."""
+    for split, labels in (("train", ["often"] * 20 + ["rare"]), ("validation", ["often"] * 9), ("test", ["often"] * 9)):
+        write(tmp_path / f"{split}.jsonl", [(f"text {split} {i}", label) for i, label in enumerate(labels)])
+    lines = prepared("custom", tmp_path)[1]
+    assert "no test row has 'rare': the test says nothing of it" in lines
+
+
 def test_a_users_few_repeated_targets_are_taken_for_classes_and_the_user_is_told(prepared, toy_jsonl):
     data, lines = prepared("custom", toy_jsonl)
     assert data.task.kind == "classification"

@@ -182,6 +182,15 @@ def test_a_row_whose_logits_are_no_numbers_is_named(search, model, tokens):
     np.testing.assert_array_equal(found.tokens[others], find(model, with_rare).tokens[others])
 
 
+@pytest.mark.parametrize("search", [greedy, functools.partial(beam_search, num_beams=4)], ids=["greedy", "beam"])
+def test_an_infinite_logit_is_no_number(search, model, tokens):
+    broken = nnx.clone(model)
+    kernel = broken.lm_head.kernel
+    kernel.set_value(kernel[...].at[0, 7].set(jnp.inf))  # the logit of 7 is infinite, in some rows negatively
+    found = jax.jit(lambda model, inputs: search(model, inputs, max_length=4))(broken, tokens)
+    assert not found.is_number.all()
+
+
 @pytest.mark.parametrize("search", [greedy, functools.partial(beam_search, num_beams=2)], ids=["greedy", "beam"])
 def test_64_bit_numbers_change_no_token(search, model, tokens):
     """As found: with `jax_enable_x64`, without which float64 is refused, every generation ended in a TypeError."""

@@ -9,6 +9,7 @@ import pytest
 
 from jpeft.cli import main
 from jpeft.config import MeshConfig, Run
+from jpeft.errors import UserError
 from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import split
 from jpeft.peft.full import Full
@@ -16,7 +17,7 @@ from jpeft.peft.lora import Lora
 from jpeft.peft.methods import METHODS
 from jpeft.plan.compile import Workshop
 from jpeft.plan.devices import DEVICES
-from jpeft.plan.fit import make_plan, smallest_change
+from jpeft.plan.fit import make_plan, plan_all, smallest_change
 from jpeft.plan.memory import STEPS, Lengths, describe, may_score_unknown_labels, steps_of
 from jpeft.train.optimizer import AdamW
 from jpeft.train.programs import parts_apart
@@ -141,6 +142,20 @@ def test_scoring_labels_is_a_step_of_a_run_that_does_it(run):
     assert "scoring" not in describe(generating, LENGTHS).programs
     log_probs = described.programs["scoring"].traced(*described.arguments["scoring"]).out_info
     assert log_probs.shape == (scoring.rows()[1], 4)  # of AG News's labels
+
+
+def test_runs_that_score_and_that_generate_are_planned_apart(run):
+    class Refusing:
+        words = "none"
+
+        def held(self, run, lengths):
+            raise UserError(run.eval.answer)
+
+        def compile(self, run, lengths, step):
+            raise AssertionError
+
+    cells = [("one", with_answer(run(), "generate")), ("other", with_answer(run(), "score"))]
+    assert [why for *_, why in plan_all(cells, Refusing(), 1e9)] == ["generate", "score"]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 
 import jpeft
 from jpeft.cli import main
@@ -13,6 +14,7 @@ from jpeft.data.summary import context_warnings, read_as_text
 from jpeft.errors import UserError
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.predict.questions import Question, unreadable_in
 from jpeft.serve.start import Choices, ShapeFlags, start
 from tests.decoders import LLAMA, TINY_DECODERS, one_layer, random_decoder
 from tests.model.gguf_files import write_chat_tokenizer
@@ -64,6 +66,15 @@ def test_predict_counts_rows_with_characters_that_the_vocabulary_lacks(tiny_chec
     assert says in said
     assert "unended 3 of the answers reached --max-output-length before their end, and are cut there" in said
     assert main(call) == 0 and "unknown" not in capfd.readouterr().err
+
+
+def test_characters_that_a_vocabulary_leaves_out_are_found_without_an_unknown_token(tmp_path):
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"<e>": 0, "a": 1, "b": 2}, []))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path, eos_token_id=0)
+    asked = Question("{x} {y}", {"x": "ab\u732b", "y": "b\u732b\u72ac"})
+    assert unreadable_in(asked, [1, 2], tokenizer) == ["\u732b", "\u72ac"]
+    assert unreadable_in(Question.as_it_stands("ab"), [1, 2], tokenizer) == []
 
 
 def test_evaluate_counts_them_once(chat, tmp_path, capfd):
