@@ -107,6 +107,7 @@ def test_a_method_that_remembers_nothing_has_a_state_without_it(adapter):
     assert len(jax.tree.leaves(init_state(adapter, sgd, METHOD).memory)) == 2 * len(jax.tree.leaves(adapter)) + kept
 
 
+@pytest.mark.slow
 def test_fit_is_told_how_many_steps_there_are():
     model, batch = random_t5(TINY), make_batch(TINY, rows=3, enc_len=8, dec_len=5)
     method = AdaLora(rank=1, initial_rank=3, allocate_every=1, final_fraction=0.25)

@@ -108,7 +108,7 @@ def loss(model, batch):
     return jnp.mean((model(batch) - 1.0) ** 2)
 
 
-@pytest.mark.parametrize("case", slow_but(("list", "ia3", "einsum_ia3", "scanned"), CASES))
+@pytest.mark.parametrize("case", slow_but(("list", "ia3", "scanned"), CASES))
 def test_attached_trained_saved_loaded_and_merged(case, tmp_path, key):
     network, method, where = CASES[case]
     model = network(nnx.Rngs(0))
@@ -540,7 +540,11 @@ def squares(model, x):
 ADALORA = jpeft.AdaLora(initial_rank=3, rank=1, allocate_every=1, final_fraction=0.2)
 
 
-@pytest.mark.parametrize("method", [jpeft.Lora.official(rank=2, b_rate_ratio=16.0), ADALORA], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method",
+    [jpeft.Lora.official(rank=2, b_rate_ratio=16.0), pytest.param(ADALORA, marks=pytest.mark.slow)],
+    ids=lambda m: m.name,
+)
 def test_a_fit_knows_the_method_that_was_attached(method, tmp_path, recwarn):
     tuned = jpeft.attach(Chain(), method, where="first|second")
     batches = [jax.random.normal(jax.random.key(i), (8, 4)) for i in range(8)]
@@ -863,6 +867,7 @@ def test_fit_takes_the_method_that_is_attached_and_steps_that_there_are():
     assert len(jpeft.fit(tuned, batches, loss, method=allocated, total_steps=3).losses) == 3
 
 
+@pytest.mark.slow
 def test_fit_looks_for_its_method_beside_what_others_have_attached():
     """The wider maps of the other method do not determine the sizes of VeRA's matrices."""
     model, vera = random_t5(TINY), jpeft.Vera(rank=2)

@@ -293,6 +293,7 @@ def test_attaching_leaves_the_model_that_it_was_given_as_it_was(tiny_t5, batch, 
     np.testing.assert_array_equal(logits(tiny_t5, batch), before)
 
 
+@pytest.mark.slow
 def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch(key):
     graphdef, adapter, base = split(adapted("lora", random_t5(ONE_LAYER), key))
     whole = make_batch(TINY, rows=6, enc_len=8, dec_len=5)
@@ -311,6 +312,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch(key):
         np.testing.assert_allclose(in_parts[metric], at_once[metric], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_rows_change_neither_loss_nor_gradient(batch, key):
     graphdef, adapter, base = split(adapted("lora", random_t5(ONE_LAYER), key))
     padded = {name: jnp.concatenate([value, jnp.zeros_like(value)]) for name, value in batch.items()}

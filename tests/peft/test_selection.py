@@ -192,7 +192,7 @@ def test_full_tuning_of_a_selection_trains_those_weights_alone(tiny_t5, key):
 @pytest.mark.parametrize(
     ("names", "looped"),
     [
-        (["q"], False),
+        pytest.param(["q"], False, marks=pytest.mark.slow),
         pytest.param(["q", "v"], False, marks=pytest.mark.slow),
         pytest.param(["up", "down", "wi_0", "wo"], False, marks=pytest.mark.slow),
         (["k", "o"], True),

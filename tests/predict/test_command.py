@@ -133,7 +133,9 @@ def test_a_run_brings_its_prompt_and_labels_and_its_adapter_acts(answer, run, ti
     assert "probabilities" not in generated
 
 
-@pytest.mark.parametrize("method", [Lora.official(rank=2), Full()], ids=["peft", "full"])
+@pytest.mark.parametrize(
+    "method", [Lora.official(rank=2), pytest.param(Full(), marks=pytest.mark.slow)], ids=["peft", "full"]
+)
 def test_adapters_of_peft_and_wholly_tuned_models_answer_as_they_do(method, answer, run, tiny_checkpoint):
     directory = run(method, task="custom")
     (alone,), _ = answer("--model", tiny_checkpoint, TEXTS[0], *SHORT)

@@ -251,6 +251,7 @@ def test_a_run_can_start_from_an_earlier_adapter(deeper_checkpoint, toy_data, tm
         assert "test rows have a text that the run of method.from_adapter" not in out and "is not known" not in out
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows(deeper_checkpoint, toy_data, tmp_path, capsys):
     absurd = [f"--config.train.learning_rate.{point}=1e30" for point in ("initial", "warmup", "annealing")]
     assert run("full_agnews_low", tmp_path / "run", deeper_checkpoint, toy_data, *absurd) == 1
