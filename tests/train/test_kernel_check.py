@@ -59,6 +59,7 @@ def check(step, tmp_path, monkeypatch):
     return caution
 
 
+@pytest.mark.slow
 def test_right_kernels_pass_and_the_verdict_is_kept(check, tmp_path, monkeypatch):
     assert check() is None
     [verdict] = (tmp_path / "kernels").iterdir()
@@ -67,6 +68,7 @@ def test_right_kernels_pass_and_the_verdict_is_kept(check, tmp_path, monkeypatch
     assert check() is None
 
 
+@pytest.mark.slow
 def test_wrong_kernels_are_told_each_time(check, tmp_path):
     line = check(Wrong)
     assert line is not None and line.startswith("a gradient of the first micro-batch by XLA's kernels and the")
