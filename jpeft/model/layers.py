@@ -72,7 +72,7 @@ def _normal(key: Key[Array, ""], shape: tuple[int, ...], stddev: float | Array) 
 
 
 class Linear(nnx.Module):
-    """A linear map `x @ kernel`, plus a bias if it has one; results have the dtype of x, or are `float32_result`s."""
+    """A linear map `x @ kernel`, plus a bias if it has one; results have x's dtype, or float32 (`float32_result`)."""
 
     bias: nnx.Param
 
